@@ -1,0 +1,77 @@
+"""zolab: train language models with forward passes only, when memory is the limit.
+
+    import zolab
+    model, tokenizer = zolab.load_model("tiny")
+    opt = zolab.MeZO(model, lr=1e-4, eps=1e-3, journal="run.zolab")
+    loss = opt.step(lambda: model(**batch).loss)
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from zolab.engines import Resident
+    from zolab.errors import ZolabError
+    from zolab.estimators import SPSA, OneSided
+    from zolab.gradient import Direction, Probe, Update, ZOGradient
+    from zolab.journal import Journal
+    from zolab.models import load_model
+    from zolab.noise import direction, make_key
+    from zolab.optimizers import SGD, MeZO, ZOOptimizer, replay
+    from zolab.space import Space
+
+_WHERE = {
+    "Resident": "engines",
+    "ZolabError": "errors",
+    "SPSA": "estimators",
+    "OneSided": "estimators",
+    "Direction": "gradient",
+    "Probe": "gradient",
+    "Update": "gradient",
+    "ZOGradient": "gradient",
+    "Journal": "journal",
+    "load_model": "models",
+    "direction": "noise",
+    "make_key": "noise",
+    "SGD": "optimizers",
+    "MeZO": "optimizers",
+    "ZOOptimizer": "optimizers",
+    "replay": "optimizers",
+    "Space": "space",
+}
+
+__all__ = [
+    "SGD",
+    "SPSA",
+    "Direction",
+    "Journal",
+    "MeZO",
+    "OneSided",
+    "Probe",
+    "Resident",
+    "Space",
+    "Update",
+    "ZOGradient",
+    "ZOOptimizer",
+    "ZolabError",
+    "direction",
+    "load_model",
+    "make_key",
+    "replay",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"zolab has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"zolab.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

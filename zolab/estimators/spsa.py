@@ -1,0 +1,69 @@
+"""Simultaneous perturbation: the slope along a random direction, from two losses.
+
+    g_i = (L(theta + eps z_i) - L(theta - eps z_i)) / (2 eps)
+    gradient = 1/q sum_i g_i z_i
+
+E[gradient] is the gradient of L smoothed over eps z; its cosine with the true one is
+about sqrt(q / d). With Rademacher z the second moment of the estimate is d |grad|^2
++ O(1), with normal z (d + 2) |grad|^2.
+
+J. C. Spall, Multivariate stochastic approximation using a simultaneous perturbation
+gradient approximation, IEEE TAC 37 (1992). S. Malladi et al., Fine-tuning language
+models with just forward passes (MeZO), arXiv:2305.17333.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zolab.estimators.base import Keys, Proposal, check_estimator
+from zolab.gradient import Direction, Probe, ZOGradient, round16
+
+
+class SPSA:
+    """Two-sided, `num_queries` directions a step: 2 q forward passes.
+
+    `eps` is the probe size in units of the weights, kept to 16 significant bits.
+    """
+
+    sides = 2
+
+    def __init__(
+        self, *, eps: float = 1e-3, num_queries: int = 1, family: str = "rademacher"
+    ) -> None:
+        check_estimator(eps, num_queries, family)
+        self.eps, self.num_queries, self.family = round16(eps), num_queries, family
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        name = type(self).__name__
+        return {"name": name, "eps": self.eps, "num_queries": self.num_queries}
+
+    def propose(self, key: Keys) -> Proposal:
+        ds = [Direction(key(i), self.family) for i in range(self.num_queries)]
+        probes = [Probe(((d, s * self.eps),)) for d in ds for s in (1, -1)]
+        answers = yield probes
+        terms = []
+        for d, up, down in zip(ds, answers[::2], answers[1::2], strict=True):
+            slope = (up.value - down.value) / (2 * self.eps)
+            terms.append((d, slope / self.num_queries))
+        return ZOGradient(tuple(terms))
+
+
+class OneSided(SPSA):
+    """One-sided: the clean loss is shared, q + 1 forward passes.
+
+    g_i = (L(theta + eps z_i) - L(theta)) / eps, with a bias of order eps z'Hz / 2
+    that the two-sided difference cancels.
+    """
+
+    sides = 1
+
+    def propose(self, key: Keys) -> Proposal:
+        ds = [Direction(key(i), self.family) for i in range(self.num_queries)]
+        clean, *ups = yield [Probe(), *(Probe(((d, self.eps),)) for d in ds)]
+        terms = []
+        for d, up in zip(ds, ups, strict=True):
+            slope = (up.value - clean.value) / self.eps
+            terms.append((d, slope / self.num_queries))
+        return ZOGradient(tuple(terms))

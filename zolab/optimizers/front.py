@@ -1,0 +1,232 @@
+"""The front door: a torch.optim.Optimizer whose step asks, combines, logs, moves.
+
+    opt = MeZO(model, lr=1e-6, eps=1e-3)
+    loss = opt.step(lambda: model(**batch).loss)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zolab.engines.base import Engine
+from zolab.engines.guards import uninterrupted
+from zolab.engines.resident import Resident, finite
+from zolab.errors import JournalError, NonFiniteLossError
+from zolab.estimators import SPSA, Estimator
+from zolab.gradient import Answer, Probe, ZOGradient
+from zolab.journal import Journal, storable
+from zolab.noise import make_key
+from zolab.optimizers.base import Rule
+from zolab.optimizers.groups import decay_groups
+from zolab.optimizers.replay import logged_gradient, play, save_snapshot
+from zolab.optimizers.sgd import SGD
+from zolab.space import Space
+
+Closure = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Last:
+    """What the last step saw: the probes' losses in order, its gradient, its time."""
+
+    losses: tuple[float, ...]
+    gradient: ZOGradient
+    seconds: float
+
+
+class ZOOptimizer(torch.optim.Optimizer):
+    """propose, evaluate, combine, log, update: any estimator, rule and engine.
+
+    `param_groups` are torch's (params, lr, weight_decay), so any torch lr scheduler
+    works. `journal` is a path: a missing file starts a run, an existing one is
+    replayed onto the model, which must hold the base weights. `rounding` is how bf16
+    and fp16 store an update: "stochastic" or "nearest".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        estimator: Estimator,
+        rule: Rule | None = None,
+        engine: Engine | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        lr: float = 1e-6,
+        weight_decay: float = 0.0,
+        param_groups: list[dict[str, Any]] | None = None,
+        rounding: str = "stochastic",
+    ) -> None:
+        if rounding not in ("stochastic", "nearest"):
+            raise ValueError(f"rounding is {rounding!r}, expected stochastic or nearest")
+        if not lr >= 0 or not weight_decay >= 0:
+            raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be >= 0")
+        whole = Space.of(model)
+        groups = param_groups or decay_groups(model, weight_decay)
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.model, self.estimator, self.rule = model, estimator, rule or SGD()
+        self.space = whole.grouped(self.param_groups)
+        self.seed, self.steps, self.rounding = int(seed), 0, rounding
+        self.engine = engine or Resident()
+        self.engine.bind(model, self.space, seed=self.seed, rounding=rounding)
+        self.last: Last | None = None
+        self.journal: Journal | None = None
+        self._torn = False
+        if journal is not None:
+            self._open(journal)
+
+    def step(self, closure: Closure, /, **objectives: Closure) -> float:  # type: ignore[override]
+        """One step; returns the mean of the probes' losses.
+
+        `closure` takes no argument and returns one number, computed with the model:
+        it runs once a probe and must use the same batch each time. Named objectives
+        are closures that an estimator may ask for. Nothing has moved when it raises.
+        """
+        if self._torn:
+            raise JournalError("an update broke off half way: rebuild from the journal")
+        began = time.perf_counter()
+        self.engine.check()
+        closures: Mapping[str, Closure] = {"loss": closure, **objectives}
+        gradient, losses = self._estimate(closures)
+        lr = storable([float(g["lr"]) for g in self.param_groups])
+        self._move(self.steps, lr, storable([c for _, c in gradient.terms]))
+        self.last = Last(losses, gradient, time.perf_counter() - began)
+        return sum(losses) / len(losses)
+
+    def snapshot(self) -> Path:
+        """Write the weights beside the journal, so that a replay may start there."""
+        if self.journal is None:
+            raise JournalError("a snapshot belongs to a journal; pass journal=path")
+        self.engine.flush()
+        return save_snapshot(self.journal, self.space, self.steps)
+
+    def rebase(self) -> None:
+        """Accept weights that were edited since the last step."""
+        self.engine.bind(
+            self.model, self.space, seed=self.seed, rounding=self.rounding
+        )
+        self._torn = False
+        if self.journal is not None:
+            self.snapshot()
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"zolab": {"steps": self.steps, "seed": self.seed}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        mine = state_dict["zolab"]
+        if mine["seed"] != self.seed:
+            raise ValueError(f"the state has seed {mine['seed']}, this run {self.seed}")
+        super().load_state_dict(state_dict)
+        self.steps = mine["steps"]
+        self.engine.bind(
+            self.model, self.space, seed=self.seed, rounding=self.rounding
+        )
+
+    def _estimate(
+        self, closures: Mapping[str, Closure]
+    ) -> tuple[ZOGradient, tuple[float, ...]]:
+        step, losses = self.steps, []
+        proposal = self.estimator.propose(lambda q: make_key(self.seed, step, q))
+        probes: list[Probe] = next(proposal)
+        while True:
+            answers: list[Answer] = self.engine.evaluate(probes, closures)
+            losses += [a.value for a in answers]
+            if not finite(answers):
+                if self.journal is not None:
+                    self.journal.refuse(step)
+                self.steps += 1
+                raise NonFiniteLossError(step, tuple(losses))
+            try:
+                probes = proposal.send(answers)
+            except StopIteration as done:
+                return done.value, tuple(losses)
+
+    def _move(
+        self, step: int, lr: Sequence[float], coefficients: Sequence[float]
+    ) -> None:
+        """Log, then apply what a replay will apply."""
+        family = self.estimator.family
+        gradient = logged_gradient(self.seed, step, family, coefficients)
+        decay = [float(g["weight_decay"]) for g in self.param_groups]
+        update = self.rule.update(gradient, step, lr, decay)
+        with uninterrupted():
+            if self.journal is not None:
+                self.journal.append(step, lr, coefficients)
+            self._torn = True
+            self.engine.apply([(update, step)])
+            self._torn = False
+            self.steps = step + 1
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "arithmetic": "w = round(decay * w + c * z), fp32, in log order",
+            "torch": torch.__version__,
+            "seed": self.seed,
+            "estimator": self.estimator.settings,
+            "family": self.estimator.family,
+            "rule": self.rule.settings,
+            "rounding": self.rounding,
+            "queries": self.estimator.num_queries,
+            "groups": len(self.param_groups),
+            "weight_decay": [float(g["weight_decay"]) for g in self.param_groups],
+            "slots": [
+                [s.name, list(s.shape), str(s.dtype), s.group] for s in self.space
+            ],
+            "plan": self.engine.plan,
+        }
+
+    def _open(self, path: str | os.PathLike[str]) -> None:
+        header = self._header()
+        version = header.pop("torch")
+        exists = os.path.exists(path) and os.path.getsize(path) > 0
+        if exists:
+            self.journal = Journal(path, header)
+            self.steps = play(self.journal, self.engine, self.rule)
+        else:
+            header |= {"torch": version, "base": self.space.digest()}
+            self.journal = Journal(path, header)
+
+
+class MeZO(ZOOptimizer):
+    """Published MeZO's algorithm with exact restore: SPSA, SGD, resident weights.
+
+    S. Malladi et al., Fine-tuning language models with just forward passes,
+    arXiv:2305.17333. `lr` 1e-7 to 1e-6 and `eps` 1e-3 are the paper's for all weights
+    of a large model, `lr` 5e-5 to 1e-4 and `eps` 1e-2 for LoRA. `weight_decay` spares
+    norms and biases. `num_queries` directions cost 2 forward passes each.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1e-6,
+        eps: float = 1e-3,
+        seed: int = 0,
+        journal: str | os.PathLike[str] | None = None,
+        weight_decay: float = 0.0,
+        num_queries: int = 1,
+        family: str = "rademacher",
+        engine: Engine | None = None,
+        param_groups: list[dict[str, Any]] | None = None,
+        rounding: str = "stochastic",
+    ) -> None:
+        super().__init__(
+            model,
+            estimator=SPSA(eps=eps, num_queries=num_queries, family=family),
+            engine=engine,
+            journal=journal,
+            seed=seed,
+            lr=lr,
+            weight_decay=weight_decay,
+            param_groups=param_groups,
+            rounding=rounding,
+        )

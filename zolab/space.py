@@ -1,0 +1,180 @@
+"""What moves: a space of named slots, found in a model by identity.
+
+A slot is a parameter with a canonical name, so that LoRA wrappers, DataParallel and
+compilation leave its directions alone. A tied weight is one slot (the first name):
+two slots would perturb it twice. The stored values are never copied here; kernels
+read them through `slot.base`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from zolab.errors import SpaceError
+from zolab.gradient import Direction
+from zolab.noise import direction, slot_id
+
+STORAGE = (torch.float32, torch.bfloat16, torch.float16)
+WRAPPERS = re.compile(r"(^|\.)(base_model\.model|base_layer|module|_orig_mod)(?=\.)")
+
+
+def canonical(name: str) -> str:
+    """The parameter's name without the prefixes that wrappers add."""
+    return WRAPPERS.sub("", name).lstrip(".")
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One tensor that moves: name, 64-bit id, shape, its parameters and its group.
+
+    `params` holds every Parameter object that shares the storage (tied weights);
+    `group` is the index of the optimizer's param group.
+    """
+
+    name: str
+    id: int
+    params: tuple[nn.Parameter, ...]
+    group: int = 0
+
+    @property
+    def base(self) -> Tensor:
+        """The stored values, detached; writing to it is the engine's business only."""
+        return self.params[0].detach()
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.params[0].shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.params[0].dtype
+
+    @property
+    def numel(self) -> int:
+        return self.params[0].numel()
+
+    def direction(self, d: Direction) -> Tensor:
+        """z of this slot, fp32, on the slot's device."""
+        device = self.params[0].device
+        return direction(d.key, self.id, self.shape, family=d.family, device=device)
+
+
+@dataclass(frozen=True)
+class Space:
+    """An ordered tuple of slots; `for slot in space`, `space["name"]`, `len(space)`."""
+
+    slots: tuple[Slot, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, *, frozen: bool = False) -> Space:
+        """Every parameter of `model` with requires_grad (or `frozen`), tied ones once.
+
+        Raises SpaceError on a compiled model, on a dtype that zolab does not store,
+        on parameters that overlap without being tied, and on an empty space.
+        """
+        refuse_compiled(model)
+        found: dict[int, list[nn.Parameter]] = {}
+        names: dict[int, str] = {}
+        for name, p in model.named_parameters(remove_duplicate=False):
+            if (p.requires_grad or frozen) and p.numel():
+                _check(name, p)
+                where = p.data_ptr()
+                if all(p is not q for q in found.setdefault(where, [])):
+                    found[where].append(p)
+                names.setdefault(where, canonical(name))
+        if not found:
+            raise SpaceError("no parameter has requires_grad=True: nothing would move")
+        slots = []
+        for where, params in found.items():
+            if any(q.shape != params[0].shape for q in params):
+                raise SpaceError(f"{names[where]} shares storage at another shape")
+            slots.append(Slot(names[where], slot_id(names[where]), tuple(params)))
+        _check_overlap(slots)
+        if len({s.name for s in slots}) < len(slots):
+            raise SpaceError("two parameters have the same canonical name")
+        return cls(tuple(slots))
+
+    def select(self, pattern: str) -> Space:
+        """The slots whose name matches a glob ("*norm*") or a regex ("re:...")."""
+        if pattern.startswith("re:"):
+            keep = [s for s in self.slots if re.search(pattern[3:], s.name)]
+        else:
+            keep = [s for s in self.slots if fnmatch.fnmatchcase(s.name, pattern)]
+        if not keep:
+            names = ", ".join(s.name for s in self.slots[:5])
+            raise SpaceError(f"no slot matches {pattern!r}; slots are {names}, ...")
+        return Space(tuple(keep))
+
+    def grouped(self, param_groups: list[dict]) -> Space:
+        """The slots that the optimizer's groups name, each with its group's index."""
+        index = {id(p): i for i, g in enumerate(param_groups) for p in g["params"]}
+        slots = []
+        for s in self.slots:
+            groups = {index[id(p)] for p in s.params if id(p) in index}
+            if len(groups) > 1:
+                raise SpaceError(f"{s.name} is tied but stands in groups {groups}")
+            if groups:
+                slots.append(replace(s, group=groups.pop()))
+        if not slots:
+            raise SpaceError("the param groups name no parameter of the model")
+        return Space(tuple(slots))
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self.slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def __getitem__(self, name: str) -> Slot:
+        for s in self.slots:
+            if s.name == name:
+                return s
+        raise KeyError(f"no slot {name!r}; there are {[s.name for s in self.slots]}")
+
+    @property
+    def numel(self) -> int:
+        return sum(s.numel for s in self.slots)
+
+    def digest(self) -> str:
+        """A hash of every stored bit: names the base that a journal belongs to."""
+        h = hashlib.blake2b(digest_size=16)
+        for s in self.slots:
+            h.update(f"{s.name} {tuple(s.shape)} {s.dtype}".encode())
+            h.update(s.base.view(torch.uint8).cpu().numpy().reshape(-1).data)
+        return h.hexdigest()
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """A compiled graph calls no torch function, so nothing could be materialised."""
+    for name, m in model.named_modules():
+        if hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None):
+            raise SpaceError(
+                f"module {name or type(m).__name__!r} is compiled with torch.compile; "
+                "zolab materialises weights call by call, so pass the plain model"
+            )
+
+
+def _check(name: str, p: nn.Parameter) -> None:
+    if p.dtype not in STORAGE:
+        raise SpaceError(f"{name} is {p.dtype}, expected one of {STORAGE}")
+    if not p.is_contiguous():
+        raise SpaceError(f"{name} is not contiguous: p.data = p.data.contiguous()")
+    if p.is_meta:
+        raise SpaceError(f"{name} is on the meta device: it has no values")
+
+
+def _check_overlap(slots: list[Slot]) -> None:
+    spans = sorted(
+        (s.params[0].data_ptr(), s.numel * s.params[0].element_size(), s.name)
+        for s in slots
+    )
+    for (a, size, first), (b, _, second) in zip(spans, spans[1:], strict=False):
+        if a + size > b:
+            raise SpaceError(f"{first} and {second} overlap in memory")

@@ -1,0 +1,107 @@
+"""Where stored values become what a forward pass sees, and take an update.
+
+One mechanism, three kernels: `plain` (torch ops, any device, the reference), `cpu`
+(numba) and `gpu` (Triton). All give the same bits.
+
+    materialise   out = cast(decode(base) + sum s_k z_k)                 fp32, in order
+    rows          the same for looked-up rows of a matrix
+    update        base = round(decay * base + sum c_k z_k), once a step, in place
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from zolab.gradient import Term, Update
+from zolab.noise import ROUNDING, make_key, stream
+from zolab.space import Slot
+from zolab.storage import plain
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One term seen from one slot: its stream, its family and its scale."""
+
+    stream: tuple[int, int]
+    family: str
+    scale: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One update seen from one slot; `rounding` is the stream of its random bits."""
+
+    decay: float
+    draws: tuple[Draw, ...]
+    rounding: tuple[int, int] | None
+
+
+def draws(slot: Slot, terms: Sequence[Term]) -> tuple[Draw, ...]:
+    """The terms as the slot sees them."""
+    return tuple(Draw(stream(d.key, slot.id), d.family, s) for d, s in terms)
+
+
+def materialise(
+    slot: Slot, terms: Sequence[Term], out: Tensor, *, start: int = 0
+) -> Tensor:
+    """Fill contiguous `out` with the slot's elements from `start`, moved by `terms`.
+
+    `out` is fp32, or of the storage type (then rounded to nearest, once).
+    """
+    kernel(out.device).materialise(slot.base, draws(slot, terms), out, start)
+    return out
+
+
+def rows(slot: Slot, terms: Sequence[Term], index: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` (n, columns) with rows `index` (n,) of a matrix, moved by `terms`."""
+    kernel(out.device).rows(slot.base, draws(slot, terms), index, out)
+    return out
+
+
+def update(
+    slot: Slot, updates: Sequence[tuple[Update, int]], *, seed: int, stochastic: bool
+) -> None:
+    """Apply (update, step) pairs in order, in place, rounding once a step.
+
+    bf16 and fp16 round stochastically with bits keyed by (seed, step, slot), or to
+    nearest when `stochastic` is false.
+    """
+    steps = []
+    for u, step in updates:
+        g = slot.group
+        moved = tuple((d, c) for (d, _), c in zip(u.terms, u.scales(g), strict=True))
+        bits = stream(make_key(seed, step, ROUNDING), slot.id) if stochastic else None
+        steps.append(Step(u.decay[g], draws(slot, moved), bits))
+    base = slot.base
+    kernel(base.device).update(base, steps)
+
+
+def kernel(device: torch.device) -> ModuleType:
+    """The fastest kernels this machine has for `device`.
+
+    ZOLAB_KERNELS=plain forces the reference everywhere.
+    """
+    if os.environ.get("ZOLAB_KERNELS") != "plain":
+        if device.type == "cpu" and _cpu is not None:
+            return _cpu
+        if device.type == "cuda" and _gpu is not None:
+            return _gpu
+    return plain
+
+
+_cpu: ModuleType | None
+_gpu: ModuleType | None
+try:
+    from zolab.storage import cpu as _cpu
+except ImportError:  # no numba: a GPU server often has only torch and transformers
+    _cpu = None
+try:
+    from zolab.storage import gpu as _gpu
+except ImportError:  # no Triton: macOS, Windows, most CPU machines
+    _gpu = None

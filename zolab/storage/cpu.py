@@ -1,0 +1,223 @@
+"""The kernels for the CPU, in numba: sixty-four elements from one hash.
+
+A Rademacher block is one 64-bit hash. Its bits select between +s and -s in a vector
+of 64 floats, which the compiler turns into masked AVX-512 (or compare-and-blend)
+code, so that a pass costs what reading and writing the weights costs. bf16 and fp16
+go through an fp32 chunk that stays in the L2 cache. Threads take whole blocks; since
+an element depends on its index alone, their number changes no bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from zolab.noise import FAMILIES, GOLDEN, MUL1, MUL2
+from zolab.storage.plain import stochastic_round
+
+if TYPE_CHECKING:
+    from zolab.storage import Draw, Step
+
+U = np.uint64
+CHUNK = 1 << 14  # fp32 elements: 64 kB, so a chunk and its source share the L2 cache
+PARALLEL = 1 << 17  # below this many elements waking threads costs more than it saves
+
+
+def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) -> None:
+    """out = cast(base[start:] + sum s z): see `plain.materialise`."""
+    src, dst = base.view(-1)[start : start + out.numel()], out.view(-1)
+    packed = _pack(draws)
+
+    def work(lo: int, hi: int) -> None:
+        if src.dtype == dst.dtype == torch.float32:
+            _add(dst.numpy(), src.numpy(), *packed, start, lo, hi)
+            return
+        chunk = torch.empty(min(CHUNK, hi - lo))
+        for a in range(lo, hi, CHUNK):
+            b = min(a + CHUNK, hi)
+            x = chunk[: b - a].copy_(src[a:b])
+            _add(x.numpy(), x.numpy(), *packed, start + a, 0, b - a)
+            dst[a:b].copy_(x)
+
+    _split(dst.numel(), start, work)
+
+
+def rows(base: Tensor, draws: Sequence[Draw], index: Tensor, out: Tensor) -> None:
+    """out[i] = cast(base[index[i]] + sum s z): see `plain.rows`."""
+    x = base[index].float()
+    _add_rows(x.numpy(), index.numpy(), *_pack(draws))
+    out.copy_(x)
+
+
+def update(base: Tensor, steps: Sequence[Step]) -> None:
+    """base = round(decay * base + sum c z), in place: see `plain.update`."""
+    flat = base.view(-1)
+    packed = [(s.decay, _pack(s.draws), s.rounding) for s in steps]
+
+    def work(lo: int, hi: int) -> None:
+        for a in range(lo, hi, CHUNK):
+            b = min(a + CHUNK, hi)
+            part = flat[a:b]
+            for decay, terms, rounding in packed:
+                x = part if part.dtype == torch.float32 else part.float()
+                _decay(x.numpy(), np.float32(decay))
+                _add(x.numpy(), x.numpy(), *terms, a, 0, b - a)
+                if x is part:
+                    continue
+                if rounding is not None:
+                    bits = np.empty(b - a, np.int32)
+                    _bits(bits, U(rounding[0]), U(rounding[1]), a)
+                    x = stochastic_round(x, torch.from_numpy(bits), part.dtype)
+                part.copy_(x)
+
+    _split(flat.numel(), 0, work)
+
+
+def _pack(draws: Sequence[Draw]) -> tuple[np.ndarray, np.ndarray]:
+    """(K, K', family) of every term as uint64, and its scale as fp32."""
+    words = [[*d.stream, FAMILIES.index(d.family)] for d in draws]
+    scales = np.array([d.scale for d in draws], np.float32)
+    return np.array(words, U).reshape(-1, 3), scales
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="zolab")
+
+
+def _split(n: int, start: int, work: Callable[[int, int], Any]) -> None:
+    """work(lo, hi) over [0, n) in one piece a thread, cut where a hash begins."""
+    threads = torch.get_num_threads()
+    if threads == 1 or n < PARALLEL:
+        work(0, n)
+        return
+    cuts = [(n * i // threads + start) // 64 * 64 - start for i in range(1, threads)]
+    cuts = [0, *(max(c, 0) for c in cuts), n]
+    pool = _pool(os.getpid(), threads)
+    jobs = [pool.submit(work, a, b) for a, b in zip(cuts[1:], cuts[2:], strict=False)]
+    work(0, cuts[1])
+    for job in jobs:
+        job.result()
+
+
+@intrinsic
+def _add_block(typingctx, dst, src, at, bits, scale):  # type: ignore[no-untyped-def]
+    """dst[at:at+64] = src[at:at+64] +- scale, bit k of `bits` choosing the sign."""
+    sig = types.void(dst, src, types.intp, types.uint64, types.float32)
+
+    def codegen(context, b, sig, args):  # type: ignore[no-untyped-def]
+        floats = ir.VectorType(ir.FloatType(), 64)
+        zero = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
+
+        def splat(x):  # type: ignore[no-untyped-def]
+            one = ir.Constant(floats, ir.Undefined)
+            one = b.insert_element(one, x, ir.Constant(ir.IntType(32), 0))
+            return b.shuffle_vector(one, one, zero)
+
+        def block(i):  # type: ignore[no-untyped-def]
+            data = context.make_array(sig.args[i])(context, b, args[i]).data
+            return b.bitcast(b.gep(data, [args[2]]), floats.as_pointer())
+
+        mask = b.bitcast(args[3], ir.VectorType(ir.IntType(1), 64))
+        z = b.select(mask, splat(args[4]), splat(b.fneg(args[4])))
+        b.store(b.fadd(b.load(block(1), align=4), z), block(0), align=4)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@njit(inline="always")
+def _mix(x):  # type: ignore[no-untyped-def]
+    x = (x ^ (x >> U(30))) * U(MUL1)
+    x = (x ^ (x >> U(27))) * U(MUL2)
+    return x ^ (x >> U(31))
+
+
+@njit(inline="always")
+def _hash(k, k2, j):  # type: ignore[no-untyped-def]
+    return _mix(_mix(k + j * U(GOLDEN)) ^ k2)
+
+
+@njit(inline="always")
+def _popcount(x):  # type: ignore[no-untyped-def]
+    x = x - ((x >> U(1)) & U(0x5555555555555555))
+    x = (x & U(0x3333333333333333)) + ((x >> U(2)) & U(0x3333333333333333))
+    x = (x + (x >> U(4))) & U(0x0F0F0F0F0F0F0F0F)
+    return (x * U(0x0101010101010101)) >> U(56)
+
+
+@njit(inline="always")
+def _sign(k, k2, s, e):  # type: ignore[no-untyped-def]
+    return s if (_hash(k, k2, e >> U(6)) >> (e & U(63))) & U(1) else -s
+
+
+@njit(nogil=True, cache=True)
+def _add_one(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-def]
+    """dst = src + s * z on [lo, hi); element i of the arrays has index start + i."""
+    k, k2 = word[0], word[1]
+    if word[2] == U(1):
+        quarter = s * np.float32(0.25)
+        for i in range(lo, hi):
+            ones = np.int64(_popcount(_hash(k, k2, U(start + i)))) - 32
+            dst[i] = src[i] + quarter * np.float32(ones)
+        return
+    i = lo
+    while i < hi and (start + i) % 64:
+        dst[i] = src[i] + _sign(k, k2, s, U(start + i))
+        i += 1
+    while i + 64 <= hi:
+        _add_block(dst, src, i, _hash(k, k2, U((start + i) // 64)), s)
+        i += 64
+    while i < hi:
+        dst[i] = src[i] + _sign(k, k2, s, U(start + i))
+        i += 1
+
+
+@njit(nogil=True, cache=True)
+def _add(dst, src, words, scales, start, lo, hi):  # type: ignore[no-untyped-def]
+    """dst = src + sum of terms on [lo, hi), chunk by chunk, terms in order."""
+    if len(scales) == 1:
+        _add_one(dst, src, words[0], scales[0], start, lo, hi)
+        return
+    for a in range(lo, hi, CHUNK):
+        b = min(a + CHUNK, hi)
+        if len(scales) == 0:
+            dst[a:b] = src[a:b]
+        for t in range(len(scales)):
+            _add_one(dst, src if t == 0 else dst, words[t], scales[t], start, a, b)
+
+
+@njit(nogil=True, cache=True)
+def _add_rows(x, index, words, scales):  # type: ignore[no-untyped-def]
+    """x[i] += sum of terms at row index[i] of the whole matrix."""
+    columns = x.shape[1]
+    for i in range(x.shape[0]):
+        row, start = x[i], index[i] * columns
+        for t in range(len(scales)):
+            _add_one(row, row, words[t], scales[t], start, 0, columns)
+
+
+@njit(nogil=True, cache=True)
+def _decay(x, decay):  # type: ignore[no-untyped-def]
+    if decay != np.float32(1.0):
+        for i in range(len(x)):
+            x[i] = x[i] * decay
+
+
+@njit(nogil=True, cache=True)
+def _bits(out, k, k2, start):  # type: ignore[no-untyped-def]
+    """16 uniform bits an element: lane e % 4 of h(e // 4)."""
+    for i in range(len(out)):
+        e = U(start + i)
+        h = _hash(k, k2, e >> U(2)) >> ((e & U(3)) * U(16))
+        out[i] = np.int32(h & U(0xFFFF))

@@ -1,0 +1,77 @@
+"""The reference kernels: plain torch ops on any device, in chunks.
+
+Each is the definition that the numba and Triton kernels equal bit for bit. Products
+and sums are separate ops: torch.add(alpha=) and addcmul fuse and differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from zolab.noise import elements, uniform_bits
+
+if TYPE_CHECKING:
+    from zolab.storage import Draw, Step
+
+CHUNK = 1 << 20
+
+
+def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) -> None:
+    """out = cast(base[start:] + sum s z), elementwise, rounded to nearest."""
+    src, dst = base.reshape(-1)[start : start + out.numel()], out.view(-1)
+    for lo in range(0, dst.numel(), CHUNK):
+        part = src[lo : lo + CHUNK]
+        element = torch.arange(lo, lo + part.numel(), device=base.device) + start
+        dst[lo : lo + CHUNK] = _moved(part.float(), draws, element)
+
+
+def rows(base: Tensor, draws: Sequence[Draw], index: Tensor, out: Tensor) -> None:
+    """out[i] = cast(base[index[i]] + sum s z), for a matrix `base`."""
+    columns = base.shape[1]
+    element = index[:, None] * columns + torch.arange(columns, device=base.device)
+    out.copy_(_moved(base[index].float(), draws, element))
+
+
+def update(base: Tensor, steps: Sequence[Step]) -> None:
+    """base = round(decay * base + sum c z) for each step, in place."""
+    flat = base.view(-1)
+    for lo in range(0, flat.numel(), CHUNK):
+        part = flat[lo : lo + CHUNK]
+        element = torch.arange(lo, lo + part.numel(), device=base.device)
+        for step in steps:
+            w = part.float()
+            if step.decay != 1.0:
+                w = w * step.decay
+            w = _moved(w, step.draws, element)
+            if step.rounding is None or base.dtype == torch.float32:
+                part.copy_(w)
+            else:
+                bits = uniform_bits(step.rounding, element)
+                part.copy_(stochastic_round(w, bits, base.dtype))
+
+
+def _moved(w: Tensor, draws: Sequence[Draw], element: Tensor) -> Tensor:
+    for d in draws:
+        w = w + d.scale * elements(d.stream, element, d.family)
+    return w
+
+
+def stochastic_round(w: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """w (fp32) to a neighbour in `dtype`, up with the probability that keeps the mean.
+
+    Adds random bits below the last kept one and truncates. fp16 below 2^-14 has a
+    fixed step, so there w is counted in steps instead. `bits` are 16 uniform ones.
+    """
+    if dtype == torch.bfloat16:
+        up = (w.view(torch.int32) + bits.int()) & ~0xFFFF
+        return torch.where(w.isfinite(), up.view(torch.float32), w).to(dtype)
+    up = ((w.view(torch.int32) + (bits.int() >> 3)) & ~0x1FFF).view(torch.float32)
+    steps = w.abs() * 2.0**24
+    whole = steps.floor()
+    tiny = (whole + (bits < (steps - whole) * 65536.0)) * 2.0**-24
+    out = torch.where(w.abs() < 2.0**-14, tiny.copysign(w), up)
+    return torch.where(w.isfinite(), out, w).to(dtype)
