@@ -1,0 +1,164 @@
+"""The command line: zolab doctor, zolab run, zolab claims."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zolab
+from zolab import chapters, doctor
+from zolab.errors import ZolabError
+
+LEDGER = Path(__file__).parent / "data" / "claims.toml"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; leaves by SystemExit with 0, 1, 2 (usage) or 130 (Ctrl-C)."""
+    args = _parser().parse_args(argv)
+    try:
+        status = args.command(args)
+    except ZolabError as error:
+        sys.exit(f"zolab: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "train language models with forward passes only"
+    parser = argparse.ArgumentParser(prog="zolab", description=about)
+    parser.add_argument("--version", action="version", version=zolab.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    check = commands.add_parser("doctor", help="what this machine has and which fits")
+    check.add_argument("--scale", choices=doctor.SCALES, help="fail if it does not fit")
+    check.set_defaults(command=_doctor)
+
+    run = commands.add_parser("run", help="execute chapters, with or without Jupyter")
+    run.add_argument("chapter", nargs="*", help="two digits: 11")
+    run.add_argument("--all", action="store_true", help="every chapter there is")
+    run.add_argument(
+        "--scale",
+        choices=doctor.SCALES,
+        default=None,
+        help="default: ZOLAB_SCALE, else the largest that fits this machine",
+    )
+    run.add_argument("--keep-going", action="store_true", help="past a failed chapter")
+    run.add_argument("--show", action="store_true", help="print what the cells print")
+    run.add_argument("--folder", type=Path, help="of the notebooks")
+    run.set_defaults(command=_run)
+
+    claims = commands.add_parser("claims", help="the ledger: paper beside measured")
+    claims.set_defaults(command=_claims)
+    return parser
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    checks = doctor.examine(scale=args.scale)
+    print("\n".join(str(c) for c in checks))
+    bad = [c.name for c in checks if c.state == "bad"]
+    print(f"\nnot good enough: {', '.join(bad)}" if bad else "\nall is well")
+    return 1 if bad else 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    scale = _scale(args.scale)
+    there = chapters.find(args.folder)
+    unknown = [n for n in args.chapter if n not in there]
+    if unknown or not (args.chapter or args.all):
+        what = f"no chapter {', '.join(unknown)}" if unknown else "which chapter?"
+        raise ZolabError(f"{what}; there are {', '.join(there)} (or --all)")
+    todo = list(there.values()) if args.all else [there[n] for n in args.chapter]
+    failed = []
+    try:
+        for chapter in todo:
+            if not _run_one(chapter, scale, args.show):
+                failed.append(chapter.number)
+                if not args.keep_going:
+                    break
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        _print_claims_of_this_run()
+        raise
+    _print_claims_of_this_run()
+    if failed:
+        print(f"\nfailed: chapter {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _scale(asked: str | None) -> str:
+    scale = asked or os.environ.get("ZOLAB_SCALE") or doctor.fitting_scale()
+    if scale not in doctor.SCALES:
+        choices = ", ".join(doctor.SCALES)
+        raise ZolabError(f"ZOLAB_SCALE is {scale!r}; it can be {choices}")
+    return scale
+
+
+def _run_one(chapter: chapters.Chapter, scale: str, show: bool) -> bool:
+    print(f"chapter {chapter.number} {chapter.name}, scale {scale}", flush=True)
+    began = time.perf_counter()
+    try:
+        times = chapters.run(chapter, scale=scale, show=show, progress=_bar(began))
+    except chapters.ChapterError as error:
+        print(f"\n{error}\n", file=sys.stderr)
+        return False
+    total = time.perf_counter() - began
+    print(f"  {len(times)} cells in {total:.1f} s; the slowest:")
+    for cell, seconds in sorted(times, key=lambda t: -t[1])[:3]:
+        print(f"  {seconds:8.1f} s  cell {cell.number:<3} {cell.first_line[:60]}")
+    return True
+
+
+def _bar(began: float) -> Callable[[int, int, str], None]:
+    """A progress line on a terminal; in a file or a pipe, one line a cell."""
+    out = sys.stderr
+    live = out.isatty()
+
+    def progress(done: int, total: int, doing: str) -> None:
+        seconds = time.perf_counter() - began
+        full = 20 * done // max(total, 1)
+        bar = "#" * full + "." * (20 - full)
+        text = f"  [{bar}] {done}/{total} {seconds:6.1f} s  {doing[:40]}".rstrip()
+        end = "\n" if not live or done == total else ""
+        out.write(f"\r\x1b[K{text}{end}" if live else text + end)
+        out.flush()
+
+    return progress
+
+
+def _print_claims_of_this_run() -> None:
+    """The rows that the cells' claim(...) calls left, where a cell made any."""
+    module = sys.modules.get("zolab.lab.claims")
+    if module is None:
+        return
+    text = module.report()
+    if text:
+        print(f"\n{text}")
+
+
+def _claims(args: argparse.Namespace) -> int:
+    if not LEDGER.exists():
+        raise ZolabError("this copy of zolab has no ledger (zolab/data/claims.toml)")
+    rows = _rows(tomllib.loads(LEDGER.read_text("utf-8")))
+    counts = Counter(str(r.get("verdict", "not judged")) for r in rows)
+    print(", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()))
+    for r in rows:
+        print(f"\n{r['id']} ({r.get('kind', '?')}): {r.get('verdict', 'not judged')}")
+        print(f"  {r.get('text', '')}")
+        print(f"  paper: {r.get('paper', '-')}")
+    return 0
+
+
+def _rows(ledger: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The claims, whether written as [[claim]] or as [claims.ID]."""
+    for value in ledger.values():
+        if isinstance(value, list):
+            return value
+    return [{"id": name, **row} for name, row in ledger.items()]
