@@ -56,11 +56,11 @@ class Probe:
     """One point, theta + sum of terms, and what to ask there.
 
     `want` is "value"; "jvp" (forward gradient) and "tail" (back-propagate the tail's
-    slots) belong to engines that can. `objective` names the closure to ask.
+    slots) belong to engines that can. `objective` names the closure to ask. An anchor
+    (SVRG) needs no field: it is the terms that lead back to it, before the probe's.
     """
 
     terms: tuple[Term, ...] = ()
-    at: str = "theta"
     want: str = "value"
     objective: str = "loss"
 

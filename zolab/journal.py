@@ -86,7 +86,7 @@ class Journal:
             if not readonly and self.end < os.fstat(self.fd).st_size:
                 os.ftruncate(self.fd, self.end)
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
 
     def append(

@@ -55,8 +55,6 @@ class Resident:
     @contextmanager
     def at(self, probe: Probe) -> Iterator[nn.Module]:
         """Inside, the model computes as if it stood at `probe`; in eval mode."""
-        if probe.at != "theta":
-            raise ValueError(f"probe at {probe.at!r}: this engine knows only theta")
         mode = Materialise(self.space, probe.terms, keep=self.keep, seen=self.seen)
         with eval_mode(self.model), torch.no_grad(), mode:
             yield self.model

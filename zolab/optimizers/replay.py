@@ -60,10 +60,12 @@ def play(
     start = _load_start(journal, engine, stop)
     batch: list[tuple[Update, int]] = []
     for r in journal.records:
-        if r.kind == STEP and start <= r.step < stop:
+        if r.kind == STEP and r.step < stop:
+            # Also before a snapshot: a rule with a window must have seen the log.
             g = logged_gradient(header["seed"], r.step, header["family"], r.coefficients)
             update = rule.update(g, r.step, r.lr, header["weight_decay"])
-            batch.append((update, r.step))
+            if r.step >= start:
+                batch.append((update, r.step))
         if len(batch) == AT_ONCE:
             engine.apply(batch)
             batch = []

@@ -1,0 +1,147 @@
+"""SPSA: exact where it is exact, and right on average, with the promised spread."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from zolab import MeZO, OneSided, SPSA, ZOOptimizer
+from zolab.engines import Resident
+from zolab.gradient import round16
+from zolab.noise import make_key
+from zolab.space import Space
+
+D, SIGMA = 100, 5  # dimension; standard errors that a mean may be off
+
+
+class Bowl(nn.Module):
+    """L(w) = 1/2 w'Hw - b'w, with a diagonal H from 0.1 to 2."""
+
+    def __init__(self, d: int = D) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(torch.randn(d, generator=g))
+        self.register_buffer("h", torch.linspace(0.1, 2.0, d))
+        self.register_buffer("b", torch.randn(d, generator=g))
+
+    def forward(self):
+        w = self.w.double()
+        return (0.5 * self.h * w * w - self.b * w).sum()
+
+    def grad(self):
+        return (self.h * self.w.detach() - self.b).double()
+
+
+def estimates(estimator, model, n, seed=0):
+    """n gradients at the stored point, dense, as (n, d)."""
+    engine, space = Resident(), Space.of(model)
+    engine.bind(model, space, seed=seed, rounding="nearest")
+    out = []
+    for step in range(n):
+        proposal = estimator.propose(lambda q, step=step: make_key(seed, step, q))
+        answers = engine.evaluate(next(proposal), {"loss": model})
+        try:
+            proposal.send(answers)
+        except StopIteration as done:
+            out.append(done.value.to_dense(space)["w"])
+    return torch.stack(out).double()
+
+
+def is_unbiased(samples, truth):
+    """Whether the mean is the truth: its length along it, and all d z-scores."""
+    n, d = samples.shape
+    along = samples @ truth / truth.square().sum()
+    length = abs(float((along.mean() - 1) / (along.std() / math.sqrt(n))))
+    z = (samples.mean(0) - truth) / (samples.std(0) / math.sqrt(n))
+    return length < SIGMA and float(z.square().sum()) < d + SIGMA * math.sqrt(2 * d)
+
+
+@pytest.mark.parametrize("family", ["rademacher", "near_normal"])
+@pytest.mark.parametrize("q", [1, 4])
+def test_the_mean_is_the_gradient(family, q):
+    model = Bowl()
+    s = estimates(SPSA(eps=0.01, num_queries=q, family=family), model, 3000 // q)
+    assert is_unbiased(s, model.grad())
+
+
+def test_controls_are_not_unbiased():
+    """The z-test must see a factor of 1.2 and a one-sided bias at large eps."""
+    model = Bowl()
+    s = estimates(SPSA(eps=0.01), model, 3000)
+    assert not is_unbiased(1.2 * s, model.grad())
+    s = estimates(OneSided(eps=3.0, family="near_normal"), model, 3000)
+    skewed = s.square().sum(1).mean() > 2 * D * model.grad().square().sum()
+    assert skewed, "z'Hz / 2 eps should dominate a one-sided estimate with normal z"
+
+
+def test_variance_falls_as_one_over_q():
+    model = Bowl()
+    total = [
+        float(estimates(SPSA(eps=0.01, num_queries=q), model, 400).var(0).sum())
+        for q in (1, 4)
+    ]
+    assert 3.4 < total[0] / total[1] < 4.6
+
+
+@pytest.mark.parametrize(("d", "q"), [(100, 1), (1000, 10), (10000, 1)])
+def test_cosine_is_sqrt_q_over_d(d, q):
+    model = Bowl(d)
+    s = estimates(SPSA(eps=0.01, num_queries=q), model, 150)
+    cosine = nn.functional.cosine_similarity(s, model.grad()[None]).square().mean().sqrt()
+    law = math.sqrt(q / (d + q - 1))
+    assert abs(cosine / law - 1) < 0.25
+
+
+def test_second_moment_of_the_families():
+    """d |g|^2 + O(1) for Rademacher, (d + 2) |g|^2 for normal: DESIGN.md's 1006, 1012."""
+    model = Bowl(1000)
+    size = float(model.grad().square().sum())
+    moment = {}
+    for family in ("rademacher", "near_normal"):
+        s = estimates(SPSA(eps=0.01, family=family), model, 2000)
+        moment[family] = float(s.square().sum(1).mean()) / size
+    for value in moment.values():
+        assert 900 < value < 1120
+
+
+def test_two_forward_passes_each_and_one_shared():
+    for estimator, q, forwards in [(SPSA, 3, 6), (OneSided, 3, 4)]:
+        probes = next(estimator(eps=0.1, num_queries=q).propose(lambda i: i))
+        assert len(probes) == forwards
+
+
+def test_slope_is_the_finite_difference():
+    """One step by hand from the losses that the optimizer reports."""
+    model = Bowl()
+    opt = MeZO(model, lr=1e-3, eps=0.01)
+    opt.step(model)
+    up, down = opt.last.losses
+    slope = (up - down) / (2 * round16(0.01))
+    assert opt.last.gradient.terms[0][1] == slope
+    assert abs(slope) < 10 * model.grad().norm()
+
+
+@pytest.mark.parametrize("sides", [SPSA, OneSided])
+def test_it_descends(sides):
+    model = Bowl()
+    floor = float(-0.5 * (model.b.double() ** 2 / model.h).sum())
+    first = float(model().detach()) - floor
+    opt = ZOOptimizer(model, estimator=sides(eps=1e-3), lr=5e-3)
+    for _ in range(800):
+        opt.step(model)
+    assert float(model().detach()) - floor < 0.5 * first
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"eps": 0.0}, "eps is 0.0"),
+        ({"eps": float("nan")}, "eps is nan"),
+        ({"num_queries": 0}, "num_queries is 0"),
+        ({"family": "gauss"}, "unknown family 'gauss'"),
+    ],
+)
+def test_bad_settings(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SPSA(**kwargs)
