@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from zolab.space import Space
 
 
-def _nothing() -> Mapping[str, Tensor]:
-    return MappingProxyType({})
-
-
 @dataclass(frozen=True)
 class Direction:
-    """z, named: `key` (64 bits) and `family`; `mask` names a predicate on elements."""
+    """z, named: `key` (64 bits) and `family`."""
 
     key: int
     family: str = "rademacher"
-    mask: str | None = None
 
 
 Term = tuple[Direction, float]
@@ -53,68 +47,54 @@ def round32(x: float) -> float:
 
 @dataclass(frozen=True)
 class Probe:
-    """One point, theta + sum of terms, and what to ask there.
+    """One point, theta + sum of terms, and the name of the closure to ask there.
 
-    `want` is "value"; "jvp" (forward gradient) and "tail" (back-propagate the tail's
-    slots) belong to engines that can. `objective` names the closure to ask. An anchor
-    (SVRG) needs no field: it is the terms that lead back to it, before the probe's.
+    An anchor (SVRG) needs no field: it is the terms that lead back to it, before the
+    probe's own.
     """
 
     terms: tuple[Term, ...] = ()
-    want: str = "value"
     objective: str = "loss"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from a probe: only numbers (and a tail's dense gradient)."""
+    """What came back from a probe: a number. The objective is a black box."""
 
     value: float
-    tangent: float | None = None
-    tail: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class ZOGradient:
-    """sum of coefficient * z(direction): `terms`, and a dense part where one exists.
+    """sum of coefficient * z(direction), as a list.
 
-    Scaling and adding are exact on the list: (2 * g).terms doubles the coefficients,
-    g + h joins the lists.
+    Scaling and adding are exact on the list: 2 * g doubles the coefficients, g + h
+    joins the lists.
     """
 
     terms: tuple[Term, ...]
-    dense: Mapping[str, Tensor] = field(default_factory=_nothing)
-    scalars: tuple[float, ...] = ()
 
     def __mul__(self, factor: float) -> ZOGradient:
-        terms = tuple((d, c * factor) for d, c in self.terms)
-        dense = {name: t * factor for name, t in self.dense.items()}
-        return replace(self, terms=terms, dense=dense)
+        return ZOGradient(tuple((d, c * factor) for d, c in self.terms))
 
     __rmul__ = __mul__
 
     def __add__(self, other: ZOGradient) -> ZOGradient:
-        dense = dict(self.dense)
-        for name, t in other.dense.items():
-            dense[name] = dense[name] + t if name in dense else t
-        return ZOGradient(self.terms + other.terms, dense)
+        return ZOGradient(self.terms + other.terms)
 
     @property
     def nbytes(self) -> int:
         """Bytes that determine it: a coefficient a term (keys follow from the step)."""
-        dense = sum(t.numel() * t.element_size() for t in self.dense.values())
-        return 4 * len(self.terms) + dense
+        return 4 * len(self.terms)
 
     def to_dense(self, space: Space) -> dict[str, Tensor]:
         """The tensors it stands for, by slot name, fp32: for teaching and for tests."""
         out = {}
         for slot in space:
-            total = self.dense.get(slot.name)
+            total = torch.zeros(slot.shape, device=slot.base.device)
             for d, c in self.terms:
-                z = slot.direction(d) * c
-                total = z if total is None else total + z
-            if total is not None:
-                out[slot.name] = total
+                total += c * slot.direction(d)
+            out[slot.name] = total
         return out
 
 
@@ -125,7 +105,6 @@ class Update:
     terms: tuple[Term, ...]
     lr: tuple[float, ...]
     decay: tuple[float, ...]
-    dense: Mapping[str, Tensor] = field(default_factory=_nothing)
 
     def scales(self, group: int) -> list[float]:
         """What multiplies z: -lr * coefficient, rounded to 16 significant bits."""

@@ -21,4 +21,4 @@ class SGD:
     ) -> Update:
         pairs = zip(lr, weight_decay, strict=True)
         decay = tuple(round32(1.0 - a * wd) for a, wd in pairs)
-        return Update(g.terms, tuple(lr), decay, g.dense)
+        return Update(g.terms, tuple(lr), decay)
