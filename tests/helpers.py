@@ -8,7 +8,12 @@ from torch import nn
 def mlp(seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequential:
     """An embedding, two linears and a norm: every kind of slot, 1,231 parameters."""
     torch.manual_seed(seed)
-    layers = nn.Embedding(11, 16), nn.Linear(16, 32), nn.LayerNorm(32), nn.Linear(32, 14)
+    layers = (
+        nn.Embedding(11, 16),
+        nn.Linear(16, 32),
+        nn.LayerNorm(32),
+        nn.Linear(32, 14),
+    )
     return nn.Sequential(*layers).to(dtype)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from zolab import MeZO, OneSided, SPSA, ZOOptimizer
+from zolab import SPSA, MeZO, OneSided, ZOOptimizer
 from zolab.engines import Resident
 from zolab.gradient import round16
 from zolab.noise import make_key
@@ -88,13 +88,15 @@ def test_variance_falls_as_one_over_q():
 def test_cosine_is_sqrt_q_over_d(d, q):
     model = Bowl(d)
     s = estimates(SPSA(eps=0.01, num_queries=q), model, 150)
-    cosine = nn.functional.cosine_similarity(s, model.grad()[None]).square().mean().sqrt()
+    cosine = (
+        nn.functional.cosine_similarity(s, model.grad()[None]).square().mean().sqrt()
+    )
     law = math.sqrt(q / (d + q - 1))
     assert abs(cosine / law - 1) < 0.25
 
 
 def test_second_moment_of_the_families():
-    """d |g|^2 + O(1) for Rademacher, (d + 2) |g|^2 for normal: DESIGN.md's 1006, 1012."""
+    """d |g|^2 + O(1) for Rademacher, (d + 2) |g|^2 for normal."""
     model = Bowl(1000)
     size = float(model.grad().square().sum())
     moment = {}

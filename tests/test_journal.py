@@ -69,7 +69,9 @@ def test_every_flipped_bit_is_seen(tmp_path):
     whole = path.read_bytes()
     for at in range(len(whole)):
         for bit in (0, 3, 7):
-            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+            path.write_bytes(
+                whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :]
+            )
             with pytest.raises(JournalError):
                 Journal(path, readonly=True)
 

@@ -119,7 +119,9 @@ def check_independent(draw):
             assert r < 5 / math.sqrt(N), f"neighbours {lag} apart are correlated"
 
 
-@pytest.mark.parametrize(("family", "kurtosis"), [("rademacher", 1), ("near_normal", 2.97)])
+@pytest.mark.parametrize(
+    ("family", "kurtosis"), [("rademacher", 1), ("near_normal", 2.97)]
+)
 def test_moments_and_independence(family, kurtosis):
     def draw(key, slot, n):
         return direction(key, slot, n, family=family)

@@ -55,7 +55,10 @@ def test_frozen_parameters_do_not_move():
 def test_select_by_glob_and_regex():
     space = Space.of(mlp())
     assert [s.name for s in space.select("2.*")] == ["2.weight", "2.bias"]
-    assert [s.name for s in space.select(r"re:^[13]\.weight")] == ["1.weight", "3.weight"]
+    assert [s.name for s in space.select(r"re:^[13]\.weight")] == [
+        "1.weight",
+        "3.weight",
+    ]
     with pytest.raises(SpaceError, match="no slot matches 'head'; slots are 0.weight"):
         space.select("head")
 

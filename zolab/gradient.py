@@ -109,4 +109,3 @@ class Update:
     def scales(self, group: int) -> list[float]:
         """What multiplies z: -lr * coefficient, rounded to 16 significant bits."""
         return [round16(-self.lr[group] * c) for _, c in self.terms]
-

@@ -177,7 +177,8 @@ class Journal:
 
     def _scan(self) -> tuple[list[Record], int]:
         data = self._all()
-        records, at, crc = [], self.start, self.crc
+        records: list[Record] = []
+        at, crc = self.start, self.crc
         while at + self.size <= len(data):
             (stored,) = struct.unpack_from("<I", data, at)
             body = data[at + 4 : at + self.size]

@@ -57,7 +57,9 @@ def make_key(seed: int, step: int, query: int = 0) -> int:
 
 def slot_id(name: str) -> int:
     """64 bits from a slot's canonical name, equal on every machine."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(
+        hashlib.blake2b(name.encode(), digest_size=8).digest(), "little"
+    )
 
 
 def stream(key: int, slot: int) -> tuple[int, int]:

@@ -37,7 +37,11 @@ def generators() -> Callable[[], None]:
     Every probe of a step then sees the same random numbers (common random numbers):
     a sampled answer changes only because the weights did.
     """
-    cpu, python, arrays = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    cpu, python, arrays = (
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state(),
+    )
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def restore() -> None:

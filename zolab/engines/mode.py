@@ -33,25 +33,22 @@ from zolab.space import Slot, Space
 TILE = 3072  # rows; smaller tiles slow the matrix product by 1.05 to 1.6
 LOW = (torch.bfloat16, torch.float16)
 
+# What reads no value: the stored parameter answers.
+PROPERTIES = """
+    shape dtype device ndim layout requires_grad grad grad_fn is_leaf is_cuda is_cpu
+    is_mps is_xpu is_meta is_sparse is_quantized is_nested is_mkldnn itemsize nbytes
+    name names output_nr retains_grad _version _base
+"""
+METHODS = """
+    size dim ndimension numel nelement stride storage_offset element_size get_device
+    is_contiguous is_floating_point is_complex is_signed is_pinned is_inference
+    is_shared has_names data_ptr untyped_storage requires_grad_ __len__ __hash__
+"""
 METADATA: set[Any] = {
-    getattr(Tensor, name).__get__
-    for name in (
-        "shape dtype device ndim layout requires_grad grad grad_fn is_leaf is_cuda "
-        "is_cpu is_mps is_meta is_sparse is_quantized is_nested is_mkldnn is_xpu "
-        "itemsize nbytes name names output_nr retains_grad _version _base"
-    ).split()
-    if hasattr(getattr(Tensor, name, None), "__get__")
-} | {
-    getattr(Tensor, name)
-    for name in (
-        "size dim ndimension numel nelement stride storage_offset element_size "
-        "is_contiguous is_floating_point is_complex is_signed is_pinned is_inference "
-        "get_device __len__ __hash__ data_ptr requires_grad_ untyped_storage "
-        "has_names is_shared"
-    ).split()
-    if hasattr(Tensor, name)
+    *(getattr(Tensor, name).__get__ for name in PROPERTIES.split()),
+    *(getattr(Tensor, name) for name in METHODS.split()),
+    *(torch.is_floating_point, torch.is_complex, torch.numel),
 }
-METADATA |= {torch.is_floating_point, torch.is_complex, torch.numel}
 
 # Ops that consume their weights: no result is a view of an argument, so a pooled
 # scratch may be overwritten by the next op.

@@ -38,9 +38,7 @@ class Resident:
         self.scratch, self.unseen = scratch, unseen
         self.plan: dict[str, Any] = {"engine": "resident", "tile": TILE}
 
-    def bind(
-        self, model: nn.Module, space: Space, *, seed: int, rounding: str
-    ) -> None:
+    def bind(self, model: nn.Module, space: Space, *, seed: int, rounding: str) -> None:
         self.model, self.space, self.seed = model, space, seed
         self.stochastic = rounding == "stochastic"
         size = sum(s.numel * s.base.element_size() for s in space)

@@ -24,7 +24,9 @@ class Estimator(Protocol):
 
     family: str
     num_queries: int
-    settings: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]: ...
 
     def propose(self, key: Keys) -> Proposal: ...
 

@@ -20,7 +20,11 @@ class Rule(Protocol):
     settings: dict[str, Any]
 
     def update(
-        self, g: ZOGradient, step: int, lr: Sequence[float], weight_decay: Sequence[float]
+        self,
+        g: ZOGradient,
+        step: int,
+        lr: Sequence[float],
+        weight_decay: Sequence[float],
     ) -> Update:
         """`lr` and `weight_decay` hold one number a param group."""
 

@@ -1,7 +1,7 @@
 """The front door: a torch.optim.Optimizer whose step asks, combines, logs, moves.
 
-    opt = MeZO(model, lr=1e-6, eps=1e-3)
-    loss = opt.step(lambda: model(**batch).loss)
+opt = MeZO(model, lr=1e-6, eps=1e-3)
+loss = opt.step(lambda: model(**batch).loss)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zolab.journal import Journal, storable
 from zolab.noise import make_key
 from zolab.optimizers.base import Rule
 from zolab.optimizers.groups import decay_groups
-from zolab.optimizers.replay import logged_gradient, play, save_snapshot
+from zolab.optimizers.rebuild import logged_gradient, play, save_snapshot
 from zolab.optimizers.sgd import SGD
 from zolab.space import Space
 
@@ -66,7 +66,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         rounding: str = "stochastic",
     ) -> None:
         if rounding not in ("stochastic", "nearest"):
-            raise ValueError(f"rounding is {rounding!r}, expected stochastic or nearest")
+            raise ValueError(
+                f"rounding is {rounding!r}, expected stochastic or nearest"
+            )
         if not lr >= 0 or not weight_decay >= 0:
             raise ValueError(f"lr {lr} and weight_decay {weight_decay} must be >= 0")
         whole = Space.of(model)
@@ -110,15 +112,15 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def rebase(self) -> None:
         """Accept weights that were edited since the last step."""
-        self.engine.bind(
-            self.model, self.space, seed=self.seed, rounding=self.rounding
-        )
+        self.engine.bind(self.model, self.space, seed=self.seed, rounding=self.rounding)
         self._torn = False
         if self.journal is not None:
             self.snapshot()
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"zolab": {"steps": self.steps, "seed": self.seed}}
+        return super().state_dict() | {
+            "zolab": {"steps": self.steps, "seed": self.seed}
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         mine = state_dict["zolab"]
@@ -126,9 +128,7 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise ValueError(f"the state has seed {mine['seed']}, this run {self.seed}")
         super().load_state_dict(state_dict)
         self.steps = mine["steps"]
-        self.engine.bind(
-            self.model, self.space, seed=self.seed, rounding=self.rounding
-        )
+        self.engine.bind(self.model, self.space, seed=self.seed, rounding=self.rounding)
 
     def _estimate(
         self, closures: Mapping[str, Closure]

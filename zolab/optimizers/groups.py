@@ -27,7 +27,10 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     if weight_decay == 0.0:
         return [{"params": params, "weight_decay": 0.0}]
     groups = [
-        {"params": [p for p in params if id(p) not in skip], "weight_decay": weight_decay},
+        {
+            "params": [p for p in params if id(p) not in skip],
+            "weight_decay": weight_decay,
+        },
         {"params": [p for p in params if id(p) in skip], "weight_decay": 0.0},
     ]
     return [g for g in groups if g["params"]]

@@ -1,6 +1,6 @@
 """Gradient descent: the estimate times the learning rate, with decoupled decay.
 
-    w <- (1 - lr * weight_decay) * w - lr * g
+w <- (1 - lr * weight_decay) * w - lr * g
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ class SGD:
     settings: dict[str, Any] = {"name": "SGD"}
 
     def update(
-        self, g: ZOGradient, step: int, lr: Sequence[float], weight_decay: Sequence[float]
+        self,
+        g: ZOGradient,
+        step: int,
+        lr: Sequence[float],
+        weight_decay: Sequence[float],
     ) -> Update:
         pairs = zip(lr, weight_decay, strict=True)
         decay = tuple(round32(1.0 - a * wd) for a, wd in pairs)

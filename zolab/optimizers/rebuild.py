@@ -62,7 +62,9 @@ def play(
     for r in journal.records:
         if r.kind == STEP and r.step < stop:
             # Also before a snapshot: a rule with a window must have seen the log.
-            g = logged_gradient(header["seed"], r.step, header["family"], r.coefficients)
+            g = logged_gradient(
+                header["seed"], r.step, header["family"], r.coefficients
+            )
             update = rule.update(g, r.step, r.lr, header["weight_decay"])
             if r.step >= start:
                 batch.append((update, r.step))
@@ -81,7 +83,9 @@ def logged_gradient(
     """The gradient of a record: direction i is key(seed, step, i)."""
     keys = (make_key(seed, step, i) for i in range(len(coefficients)))
     return ZOGradient(
-        tuple((Direction(k, family), c) for k, c in zip(keys, coefficients, strict=True))
+        tuple(
+            (Direction(k, family), c) for k, c in zip(keys, coefficients, strict=True)
+        )
     )
 
 
