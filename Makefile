@@ -52,7 +52,7 @@ run: $(SETUP)
 	$(PY) -m zolab run --all --keep-going
 
 book: $(SETUP)
-	$(PY) -m jupyter_book build . --path-output book --config book/_config.yml \
+	$(PY) -c 'from jupyter_book.cli.main import main; main()' build . --path-output book --config book/_config.yml \
 	  --toc book/_toc.yml
 
 # -o addopts= : a GPU server has pytest, but hardly the notebook plug-in.
