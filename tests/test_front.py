@@ -15,6 +15,7 @@ from zolab.errors import (
     NonFiniteLossError,
     ZolabError,
 )
+from zolab.gradient import round16, round32
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -61,6 +62,28 @@ def test_the_log_determines_the_weights(tmp_path, dtype, kwargs):
     assert opt.steps == 20 and same_bits(again, live)
     assert zolab.replay(copy.deepcopy(base), path, upto=8) == 8
     assert parts.read_bytes() == path.read_bytes()
+
+
+def unlucky(other):
+    """A number whose product with `other` rounds differently once stored as fp32."""
+    for i in range(10**6):
+        x = 1.0 + i / 999983
+        if round16(x * other) != round16(round32(x) * round32(other)):
+            return x
+    raise AssertionError("no such number")
+
+
+@pytest.mark.parametrize("which", ["lr", "loss"])
+def test_live_steps_use_what_the_log_will_say(tmp_path, which):
+    """The learning rate and the slope are rounded to fp32 before they are used."""
+    lr, slope = (unlucky(3.0), 3.0) if which == "lr" else (3.0, unlucky(3.0))
+    live, eps = mlp(), 0.5
+    opt = zolab.MeZO(live, lr=lr, eps=eps, journal=tmp_path / "log")
+    answers = [0.0, slope]
+    opt.step(lambda: float(live(torch.arange(3)).sum()) * 0 + answers.pop())
+    again = mlp()
+    zolab.replay(again, tmp_path / "log")
+    assert same_bits(again, live)
 
 
 def test_replay_on_other_kernels_and_threads(tmp_path, monkeypatch):

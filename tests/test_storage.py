@@ -112,6 +112,16 @@ def test_updates_one_by_one_are_updates_at_once():
     assert torch.equal(a.base, b.base)
 
 
+def test_every_step_rounds_with_its_own_bits():
+    moved = []
+    for step in (1, 2):
+        s = slot_of((300, 511), torch.bfloat16)
+        u = Update(terms(1), (1e-3,), (1.0,))
+        storage.update(s, [(u, step)], seed=1, stochastic=True)
+        moved.append(s.base.clone())
+    assert not torch.equal(*moved)
+
+
 def test_log_order_matters_and_is_kept():
     """Summing pending terms first is another arithmetic: it must not be ours."""
     s = slot_of((300, 511), torch.float32)

@@ -37,12 +37,12 @@ LOW = (torch.bfloat16, torch.float16)
 PROPERTIES = """
     shape dtype device ndim layout requires_grad grad grad_fn is_leaf is_cuda is_cpu
     is_mps is_xpu is_meta is_sparse is_quantized is_nested is_mkldnn itemsize nbytes
-    name names output_nr retains_grad _version _base
+    name output_nr retains_grad _version _base
 """
 METHODS = """
     size dim ndimension numel nelement stride storage_offset element_size get_device
     is_contiguous is_floating_point is_complex is_signed is_pinned is_inference
-    is_shared has_names data_ptr untyped_storage requires_grad_ __len__ __hash__
+    is_shared data_ptr untyped_storage requires_grad_ __len__ __hash__
 """
 METADATA: set[Any] = {
     *(getattr(Tensor, name).__get__ for name in PROPERTIES.split()),
