@@ -36,6 +36,7 @@ def train(model, steps=20, **kwargs):
         {"weight_decay": 0.1},
         {"family": "near_normal"},
         {"rounding": "nearest"},
+        {"fsync": True},
         {"seed": 2**40 + 1},
         {"engine": lambda: zolab.Resident(scratch="one")},
     ],

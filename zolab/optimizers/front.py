@@ -47,8 +47,9 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     `param_groups` are torch's (params, lr, weight_decay), so any torch lr scheduler
     works. `journal` is a path: a missing file starts a run, an existing one is
-    replayed onto the model, which must hold the base weights. `rounding` is how bf16
-    and fp16 store an update: "stochastic" or "nearest".
+    replayed onto the model, which must hold the base weights. It survives a killed
+    process; with `fsync=True` also a power cut, at a few milliseconds a step.
+    `rounding` is how bf16 and fp16 store an update: "stochastic" or "nearest".
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         param_groups: list[dict[str, Any]] | None = None,
         rounding: str = "stochastic",
+        fsync: bool = False,
     ) -> None:
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(
@@ -83,7 +85,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.journal: Journal | None = None
         self._torn = False
         if journal is not None:
-            self._open(journal)
+            self._open(journal, fsync)
 
     def step(self, closure: Closure, /, **objectives: Closure) -> float:  # type: ignore[override]
         """One step; returns the mean of the probes' losses.
@@ -183,16 +185,16 @@ class ZOOptimizer(torch.optim.Optimizer):
             "plan": self.engine.plan,
         }
 
-    def _open(self, path: str | os.PathLike[str]) -> None:
+    def _open(self, path: str | os.PathLike[str], fsync: bool) -> None:
         header = self._header()
         version = header.pop("torch")
         exists = os.path.exists(path) and os.path.getsize(path) > 0
         if exists:
-            self.journal = Journal(path, header)
+            self.journal = Journal(path, header, fsync=fsync)
             self.steps = play(self.journal, self.engine, self.rule)
         else:
             header |= {"torch": version, "base": self.space.digest()}
-            self.journal = Journal(path, header)
+            self.journal = Journal(path, header, fsync=fsync)
 
 
 class MeZO(ZOOptimizer):
@@ -218,6 +220,7 @@ class MeZO(ZOOptimizer):
         engine: Engine | None = None,
         param_groups: list[dict[str, Any]] | None = None,
         rounding: str = "stochastic",
+        fsync: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -229,4 +232,5 @@ class MeZO(ZOOptimizer):
             weight_decay=weight_decay,
             param_groups=param_groups,
             rounding=rounding,
+            fsync=fsync,
         )
