@@ -164,6 +164,16 @@ def test_decay_is_decoupled_and_spares_norms():
         assert torch.equal(model.get_parameter(kept), before.get_parameter(kept))
 
 
+def test_only_lr_may_change_in_a_run(tmp_path):
+    model = mlp()
+    opt = train(model, 2, journal=tmp_path / "log")
+    opt.param_groups[0]["weight_decay"] = 0.5
+    with pytest.raises(JournalError, match="only lr may change in a run"):
+        opt.step(closure(model))
+    with pytest.raises(ValueError, match="the groups are fixed"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+
+
 def test_snapshot_starts_a_replay(tmp_path):
     base = mlp()
     live = copy.deepcopy(base)

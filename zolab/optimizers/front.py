@@ -119,6 +119,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         if self.journal is not None:
             self.snapshot()
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if hasattr(self, "space"):
+            raise ValueError("the groups are fixed: the log's slots follow from them")
+        super().add_param_group(param_group)
+
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "zolab": {"steps": self.steps, "seed": self.seed}
@@ -157,7 +162,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         """Log, then apply what a replay will apply."""
         family = self.estimator.family
         gradient = logged_gradient(self.seed, step, family, coefficients)
-        decay = [float(g["weight_decay"]) for g in self.param_groups]
+        decay = self._weight_decay()
+        if self.journal is not None and decay != self.journal.header["weight_decay"]:
+            raise JournalError(
+                f"weight_decay is {decay}, the journal's header says "
+                f"{self.journal.header['weight_decay']}: only lr may change in a run"
+            )
         update = self.rule.update(gradient, step, lr, decay)
         with uninterrupted():
             if self.journal is not None:
@@ -166,6 +176,9 @@ class ZOOptimizer(torch.optim.Optimizer):
             self.engine.apply([(update, step)])
             self._torn = False
             self.steps = step + 1
+
+    def _weight_decay(self) -> list[float]:
+        return [float(g["weight_decay"]) for g in self.param_groups]
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -178,7 +191,7 @@ class ZOOptimizer(torch.optim.Optimizer):
             "rounding": self.rounding,
             "queries": self.estimator.num_queries,
             "groups": len(self.param_groups),
-            "weight_decay": [float(g["weight_decay"]) for g in self.param_groups],
+            "weight_decay": self._weight_decay(),
             "slots": [
                 [s.name, list(s.shape), str(s.dtype), s.group] for s in self.space
             ],
