@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,25 @@ def test_the_claims_of_the_run_are_printed_last(tmp_path, capsys, monkeypatch):
     notebook(tmp_path, "x = 1")
     _, out, _ = run(capsys, "run", "42", "--folder", str(tmp_path), "--scale", "tiny")
     assert out.rstrip().endswith("the ledger's rows")
+
+
+def test_claims_prints_the_ledger_worst_first(capsys, monkeypatch):
+    from zolab.lab import claims
+
+    text = dict.fromkeys((f.name for f in fields(claims.Claim)), "?")
+    rows = [
+        claims.Claim(**text | {"id": name, "verdict": verdict, "checked": checked})
+        for name, verdict, checked in (
+            ("good", claims.SAME, True),
+            ("bad", claims.NOT_SEEN, False),
+        )
+    ]
+    monkeypatch.setattr(claims, "ledger", lambda: {r.id: r for r in rows})
+    code, out, _ = run(capsys, "claims")
+    assert code == 0
+    assert out.startswith("1 not seen, 1 same direction")
+    assert out.index("bad, chapter") < out.index("good, chapter")
+    assert "paper: ? (unverified); ?" in out
 
 
 def test_unknown_chapter_scale_and_folder_name_the_choices(

@@ -6,17 +6,13 @@ import argparse
 import os
 import sys
 import time
-import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import zolab
 from zolab import chapters, doctor
 from zolab.errors import ZolabError
-
-LEDGER = Path(__file__).parent / "data" / "claims.toml"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -144,21 +140,17 @@ def _print_claims_of_this_run() -> None:
 
 
 def _claims(args: argparse.Namespace) -> int:
-    if not LEDGER.exists():
-        raise ZolabError("this copy of zolab has no ledger (zolab/data/claims.toml)")
-    rows = _rows(tomllib.loads(LEDGER.read_text("utf-8")))
-    counts = Counter(str(r.get("verdict", "not judged")) for r in rows)
-    print(", ".join(f"{n} {verdict}" for verdict, n in counts.most_common()))
-    for r in rows:
-        print(f"\n{r['id']} ({r.get('kind', '?')}): {r.get('verdict', 'not judged')}")
-        print(f"  {r.get('text', '')}")
-        print(f"  paper: {r.get('paper', '-')}")
+    # here, since doctor and run must work where lab is broken or left out
+    from zolab.lab.claims import CAVEAT, VERDICTS, ledger
+
+    claims = sorted(ledger().values(), key=lambda c: VERDICTS.index(c.verdict))
+    counts = Counter(c.verdict for c in claims)
+    print(", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "no claims")
+    for c in claims:
+        paper = c.paper + ("" if c.checked else " (unverified)")
+        print(f"\n{c.id}, chapter {c.chapter}, {c.kind}: {c.verdict}")
+        print(f"  {c.text}")
+        print(f"  paper: {paper}; {c.source}")
+        print(f"  distance: {c.distance}; again: {c.command}")
+    print(f"\n{CAVEAT}")
     return 0
-
-
-def _rows(ledger: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The claims, whether written as [[claim]] or as [claims.ID]."""
-    for value in ledger.values():
-        if isinstance(value, list):
-            return value
-    return [{"id": name, **row} for name, row in ledger.items()]
