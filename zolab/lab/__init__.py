@@ -1,0 +1,37 @@
+"""What a chapter needs around its experiment; imports without notebook packages.
+
+`scale` and `pick` set the size, `claim` puts ours beside the paper's, `same` compares
+the reader's lines with the package, `figure`, `line` and `frames` draw, `predict`,
+`check`, `hint` and `solution` ask.
+"""
+
+from zolab.lab.claims import claim
+from zolab.lab.exercises import check, hint, solution
+from zolab.lab.figures import figure, line, mark, tag
+from zolab.lab.records import cost_card, record, recorded
+from zolab.lab.same import same
+from zolab.lab.scales import pick, scale
+from zolab.lab.show import say, show, table
+from zolab.lab.widgets import frames, predict
+
+__all__ = [
+    "check",
+    "claim",
+    "cost_card",
+    "figure",
+    "frames",
+    "hint",
+    "line",
+    "mark",
+    "pick",
+    "predict",
+    "record",
+    "recorded",
+    "same",
+    "say",
+    "scale",
+    "show",
+    "solution",
+    "table",
+    "tag",
+]

@@ -1,0 +1,92 @@
+"""Recorded runs: what was measured once, where, with which code, by which command."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import zolab
+from zolab.lab.scales import scale
+from zolab.lab.show import Shown, say, table
+
+RESULTS = Path(__file__).parent.parent / "data" / "results"
+
+
+def record(
+    name: str, data: Mapping[str, Any], *, command: str, folder: Path = RESULTS
+) -> Path:
+    """Write data and where it comes from to results/NAME.json; returns the path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    text = json.dumps({"from": provenance(command), "data": dict(data)}, indent=1)
+    new = path.with_suffix(".new")
+    new.write_text(text + "\n", "utf-8")
+    new.replace(path)
+    say(f"recorded: {path.name}")
+    return path
+
+
+def recorded(name: str, *, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """What `record` wrote, with "from" and "data"; None when nobody recorded it."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Device, versions, commit, date, command."""
+    cuda = torch.cuda.is_available()
+    return {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "scale": scale(),
+        "device": torch.cuda.get_device_name() if cuda else _cpu(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "zolab": zolab.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def cost_card(chapter: str, *, folder: Path = RESULTS) -> Shown:
+    """Seconds and peak memory of a chapter at each scale, as recorded."""
+    rows = []
+    for name in ("tiny", "laptop", "overnight", "gpu"):
+        found = recorded(f"{chapter}_cost_{name}", folder=folder)
+        if found is None:
+            rows.append([name, "not recorded yet", "", ""])
+            continue
+        cost, origin = found["data"], found["from"]
+        seconds, peak = f"{cost['seconds']:.0f} s", f"{cost['peak_gb']:.1f} GB"
+        rows.append([name, seconds, peak, f"{origin['device']}, {origin['date']}"])
+    return table(["scale", "time", "memory", "measured on"], rows)
+
+
+def _cpu() -> str:
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str:
+    """The checkout's commit, with + when files differ from it; "" without git."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        run = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, check=True
+        )
+        return run.stdout.strip()
+
+    try:
+        edited = git("status", "--porcelain", "--untracked-files=no", "--", "..")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if edited else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
