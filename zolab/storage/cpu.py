@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 U = np.uint64
 CHUNK = 1 << 15  # fp32 elements: 128 kB, which with its source stays in the L2 cache
+PIECE = 1 << 18  # a thread's next helping: 1 MB, some 170 us
 PARALLEL = 1 << 17  # below this many elements waking threads costs more than it saves
 
 
@@ -103,18 +104,30 @@ def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
 
 
 def _split(n: int, start: int, work: Callable[[int, int], Any]) -> None:
-    """work(lo, hi) over [0, n) in one piece a thread, cut where a hash begins."""
+    """work(lo, hi) over [0, n) in pieces that begin where a hash does.
+
+    Threads take the next piece when they are free. Equal shares would wait for the
+    slowest: after a matrix product OpenMP's threads spin for a while on the cores that
+    ours need (10th percentile for 3072 x 768 on two cores: 2.3 ms in equal shares, 1.5
+    in pieces, 2.1 on one thread).
+    """
     threads = torch.get_num_threads()
     if threads == 1 or n < PARALLEL:
         work(0, n)
         return
-    cuts = [(n * i // threads + start) // 64 * 64 - start for i in range(1, threads)]
-    cuts = [0, *(max(c, 0) for c in cuts), n]
-    pool = _pool(os.getpid(), threads)
-    jobs = [pool.submit(work, a, b) for a, b in zip(cuts[1:], cuts[2:], strict=False)]
-    work(0, cuts[1])
+    piece = max(64, min(PIECE, n // (4 * threads)) // 64 * 64)
+    cuts = [0, *range(-start % 64 + piece, n, piece), n]
+    pieces = iter(list(zip(cuts, cuts[1:], strict=False)))
+
+    def drain() -> None:
+        for lo, hi in pieces:  # next() of a list's iterator is atomic
+            work(lo, hi)
+
+    jobs = [_pool(os.getpid(), threads).submit(drain) for _ in range(threads - 1)]
+    drain()
     for job in jobs:
-        job.result()
+        if not job.cancel():  # not waiting for one that found nothing left to begin
+            job.result()
 
 
 @intrinsic
