@@ -1,0 +1,108 @@
+"""The bench runs at a tiny size, and what it writes can be read."""
+
+import json
+
+import pytest
+import torch
+
+from zolab.bench import journal, memory, precision, step
+from zolab.bench.__main__ import main
+from zolab.bench.record import Line, write
+from zolab.bench.shapes import SHAPES, Setting, build
+
+TINY = Setting("cpu", "tiny", (1,), 2)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def by_name(lines):
+    return {x.name.strip().split(",")[0]: x for x in lines}
+
+
+def test_the_command_prints_and_writes_a_record(tmp_path, capsys):
+    arguments = ["--shape", "tiny", "--threads", "1", "--repeats", "1"]
+    main(["journal", *arguments, "--out", str(tmp_path)])
+    assert "bytes a step" in capsys.readouterr().out
+    record = json.loads((tmp_path / "bench-journal-cpu-tiny.json").read_text())
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"device", "cpu", "threads", "commit", "date", "command", "load"} < set(
+        record
+    )
+    assert str(tmp_path) not in json.dumps(record)
+    line = record["lines"][0]
+    assert line["median"] == line["min"] == line["max"] == 16 and line["met"]
+
+
+def test_step_measures_every_job_and_moves_no_weight():
+    rounds = step.measure(TINY)
+    assert [set(r) for r in rounds] == [{"forwards", "step", "limit", "published"}] * 2
+    lines = by_name(step.summarise(rounds, ", 1 thread(s)", "cpu", 1))
+    limits = lines["copies alone (the limit)"].values
+    assert lines["step / two forwards"].limit in limits
+    assert all(v > 0 for x in lines.values() for v in x.values)
+
+
+def test_copying_kernels_are_taken_back_and_change_nothing():
+    model, closure = build(TINY)
+    from zolab import MeZO, storage
+
+    opt = MeZO(model, lr=1.0)
+    before, kernel = [p.detach().clone() for p in model.parameters()], storage.kernel
+    with step.copying():
+        opt.step(closure)
+    assert storage.kernel is kernel
+    assert opt.last.losses[0] == opt.last.losses[1] == closure().item()
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)
+    )
+
+
+def test_memory_peaks_are_of_the_child():
+    ballast = torch.ones(200_000_000)  # 800 MB here, none of it there
+    assert 100 < memory._child("step", TINY) < 800
+    assert memory.peak_of("inference", TINY) > ballast.nbytes / 1e6
+    assert memory.peak_of("published", TINY) > ballast.nbytes / 1e6
+
+
+def test_small_updates_and_probes_survive():
+    assert precision.update_share(0, stochastic=True) == pytest.approx(1, abs=0.03)
+    assert precision.update_share(0, stochastic=False) < 0.06
+    assert precision.probe_share(0, rounded=False) == pytest.approx(1, abs=0.03)
+    assert precision.probe_share(0, rounded=True) < 0.1
+
+
+def test_journal_bytes_and_replay():
+    lines = by_name(journal.run(TINY))
+    assert lines["bytes a step"].values == (16.0,)
+    assert lines["replay of a step"].median > 0
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "at_least", "met"),
+    [(1.0, 1.1, False, True), (1.2, 1.1, False, False), (1.1, 1.1, False, True)]
+    + [(0.9, 0.95, True, False), (0.95, 0.95, True, True), (1.0, None, False, None)],
+)
+def test_whether_a_target_is_met(value, target, at_least, met):
+    assert Line("x", (value,), target, at_least=at_least).met is met
+
+
+def test_shapes_have_the_published_size(tmp_path):
+    s = SHAPES["opt-125m"]
+    body = s.layers * (12 * s.width**2 + 13 * s.width)
+    ends = s.vocabulary * s.width + 2050 * s.width + 2 * s.width
+    assert body + ends == 125_239_296
+    assert write("x", TINY, [Line("y", (1.0,))], tmp_path).exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_all_items_run_on_cuda(tmp_path):
+    arguments = ["--device", "cuda", "--shape", "tiny", "--repeats", "2"]
+    assert main(["all", *arguments, "--out", str(tmp_path)]) == 0
+    assert len(list(tmp_path.glob("*.json"))) == 4

@@ -1,0 +1,8 @@
+"""Speed, memory and precision beside their physical limit, their target and a peer.
+
+    python -m zolab.bench [step|memory|precision|journal|all]
+        [--device cpu|cuda] [--shape opt-125m] [--out DIR]
+
+Every item prints its ratios and writes a record (numbers, machine, versions, commit,
+load) that the chapters read. On a GPU the default shape is opt-1.3b in bf16.
+"""

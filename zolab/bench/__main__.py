@@ -1,0 +1,36 @@
+"""The command: `python -m zolab.bench --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from zolab.bench import journal, memory, precision, step
+from zolab.bench.record import RESULTS, show, write
+from zolab.bench.shapes import SHAPES, Setting
+
+ITEMS = {"step": step, "memory": memory, "precision": precision, "journal": journal}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the items, print their lines, write their records."""
+    parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)
+    parser.add_argument("item", nargs="?", default="all", choices=[*ITEMS, "all"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shape", choices=list(SHAPES), help="default by device")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1 2 on a CPU")
+    parser.add_argument("--repeats", type=int, default=7, help="pairs of each ratio")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="records go here")
+    a = parser.parse_args(argv)
+    setting = Setting.of(a.device, a.shape, a.threads, a.repeats)
+    for name in ITEMS if a.item == "all" else [a.item]:
+        print(f"{name}: {setting}", flush=True)
+        lines = ITEMS[name].run(setting)
+        show(lines)
+        print(f"  -> {write(name, setting, lines, a.out).name}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
