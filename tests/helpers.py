@@ -27,7 +27,7 @@ def closure(model: nn.Module, seed: int = 1):
 def bits(model: nn.Module) -> list[torch.Tensor]:
     """Every parameter and buffer, as bytes that can be compared."""
     tensors = [*model.parameters(), *model.buffers()]
-    return [t.detach().clone().contiguous().view(torch.uint8) for t in tensors]
+    return [t.detach().clone().reshape(-1).view(torch.uint8) for t in tensors]
 
 
 def same_bits(a: nn.Module, b: nn.Module) -> bool:

@@ -20,15 +20,19 @@ from zolab.space import Space
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode; the flags come back, also after an error."""
-    training = [m for m in model.modules() if m.training]
-    if training:
-        model.eval()
+    """Every module in eval mode; its own flag comes back, also after an error.
+
+    The flags are set one by one: some modules' `eval()` also edits weights (LoRA
+    layers that merge), and a closure may call `model.train()`.
+    """
+    flags = [(m, m.training) for m in model.modules()]
+    for m, _ in flags:
+        m.training = False
     try:
         yield
     finally:
-        for m in training:
-            m.training = True
+        for m, training in flags:
+            m.training = training
 
 
 def generators() -> Callable[[], None]:

@@ -26,11 +26,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from zolab import storage
+from zolab.engines.guards import generators
 from zolab.errors import InPlaceEditError
 from zolab.gradient import Term
 from zolab.space import Slot, Space
 
 TILE = 3072  # rows; smaller tiles slow the matrix product by 1.05 to 1.6
+BLOCK = 16
 LOW = (torch.bfloat16, torch.float16)
 
 # What reads no value: the stored parameter answers.
@@ -48,6 +50,8 @@ METADATA: set[Any] = {
     *(getattr(Tensor, name).__get__ for name in PROPERTIES.split()),
     *(getattr(Tensor, name) for name in METHODS.split()),
     *(torch.is_floating_point, torch.is_complex, torch.numel),
+    # zero_grad() and adapters that are switched off set these in a closure.
+    *(getattr(Tensor, name).__set__ for name in ("grad", "requires_grad")),
 }
 
 # Ops that consume their weights: no result is a view of an argument, so a pooled
@@ -83,13 +87,15 @@ class Materialise(TorchFunctionMode):
         self._refuse_writes(func, args, kwargs)
         self.seen.update(s.name for s in used)
         self.pool.reset()
-        if all(s.shape.numel() == max(s.shape, default=1) for s in used):
+        # view is left out because view(dtype) must see the storage type's bytes.
+        if all(map(_is_vector, used)) and func is not Tensor.view:
             return self._vectors(func, args, kwargs)
         weight = self._slot(args[1]) if len(args) > 1 and not self.keep else None
         if weight and self.terms:
             if func is F.embedding and kwargs.get("max_norm") is None:
                 return self._embedding(weight, args[0])
-            if func is F.linear and weight.shape[0] >= 2 * TILE:
+            tall = len(weight.shape) == 2 and weight.shape[0] >= 2 * TILE
+            if func is F.linear and tall:
                 return self._tiled(weight, *args, **kwargs)
         pooled = func in CONSUMERS
         return func(*self._swap(args, pooled), **self._swap(kwargs, pooled))
@@ -107,18 +113,16 @@ class Materialise(TorchFunctionMode):
 
     def _swap(self, x: Any, pooled: bool) -> Any:
         """x with every slot replaced by its value in the storage type."""
-        if isinstance(x, Tensor):
-            slot = self.slots.get(id(x))
-            return x if slot is None else self.value(slot, slot.dtype, pooled=pooled)
-        if type(x) in (tuple, list):
-            return type(x)(self._swap(y, pooled) for y in x)
-        if isinstance(x, dict):
-            return {k: self._swap(y, pooled) for k, y in x.items()}
-        return x
+
+        def swap(y: Any) -> Any:
+            slot = self._slot(y)
+            return self.value(slot, slot.dtype, pooled=pooled) if slot else y
+
+        return _map(swap, x)
 
     def value(self, slot: Slot, dtype: torch.dtype, *, pooled: bool = False) -> Tensor:
         """The slot at the probe, in `dtype` (its storage type or fp32)."""
-        vector = slot.numel == max(slot.shape, default=1)
+        vector = _is_vector(slot)
         if not self.terms and not vector:
             return slot.base
         if not (vector or self.keep):
@@ -126,23 +130,28 @@ class Materialise(TorchFunctionMode):
             return storage.materialise(slot, self.terms, out)
         if slot.name not in self.kept:
             kind = torch.float32 if vector else slot.dtype
-            out = torch.empty_like(slot.base, dtype=kind)
+            out = _empty(slot.shape, kind, slot.base.device)
             self.kept[slot.name] = storage.materialise(slot, self.terms, out)
         return self.kept[slot.name].to(dtype)
 
     def _embedding(self, slot: Slot, index: Tensor) -> Tensor:
         """Only the looked-up rows (an embedding that renorms takes the general way)."""
         flat, columns = index.reshape(-1), slot.shape[1]
+        if flat.device.type == "cpu" and flat.numel() and flat.min() < 0:
+            raise IndexError(f"embedding {slot.name} got the index {int(flat.min())}")
         out = slot.base.new_empty(flat.numel(), columns)
         return storage.rows(slot, self.terms, flat, out).view(*index.shape, columns)
 
     def _tiled(self, slot: Slot, x: Tensor, _: Any, bias: Any = None) -> Tensor:
         """A linear whose weight passes through the scratch in tiles of rows."""
         height, columns = slot.shape
-        bias = self._swap(bias, False)
+        x, bias = self._swap((x, bias), False)
         out: Tensor | None = None
-        for a in range(0, height, TILE):
-            b = min(a + TILE, height)
+        # Even tiles of whole blocks: a product treats the last rows of a matrix, and
+        # a matrix of one row, in another way, with other bits.
+        rows = -(-height // -(-height // TILE) // BLOCK) * BLOCK
+        for a in range(0, height, rows):
+            b = min(a + rows, height)
             self.pool.reset()
             tile = self.pool.take(slot, rows=b - a)
             storage.materialise(slot, self.terms, tile, start=a * columns)
@@ -156,37 +165,61 @@ class Materialise(TorchFunctionMode):
     def _vectors(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An op whose only slots are vectors: fp32 inside, the usual dtype outside."""
         low = any(s.dtype in LOW for s in self._slots_in((args, kwargs)))
-        if not low:
+        target = _target(func, args, kwargs)
+        if not low or isinstance(target, tuple | list):
             return func(*self._swap(args, False), **self._swap(kwargs, False))
 
-        def widen(x: Any) -> Any:
-            slot = self._slot(x)
-            if slot:
-                return self.value(slot, torch.float32)
+        def wide(x: Any) -> Any:
             return x.float() if isinstance(x, Tensor) and x.dtype in LOW else x
 
+        copy = wide(target)
+
+        def widen(x: Any) -> Any:
+            if x is target:
+                return copy
+            slot = self._slot(x)
+            return self.value(slot, torch.float32) if slot else wide(x)
+
+        if target is not None:  # x += bias: copied back, or x would stay as it was
+            func(*_map(widen, args), **_map(widen, kwargs))
+            return target if copy is target else target.copy_(copy)
         usual = _result_dtype(func, args, kwargs)
-        out = func(*_map(widen, args), **_map(widen, kwargs))
 
         def narrow(x: Any) -> Any:
-            wide = isinstance(x, Tensor) and x.dtype == torch.float32
-            return x.to(usual) if wide and usual is not None else x
+            ran_wide = isinstance(x, Tensor) and x.dtype == torch.float32
+            return x.to(usual) if ran_wide and usual is not None else x
 
-        return _map(narrow, out)
+        return _map(narrow, func(*_map(widen, args), **_map(widen, kwargs)))
 
     def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        name = getattr(func, "__name__", "")
-        writes = name.endswith("_") and not name.endswith("__")
-        target = self._slot(args[0]) if args else None
-        out = kwargs.get("out")
-        if name == "__set__" or name in ("__setitem__", "__iadd__", "__imul__"):
-            writes = True
-        if (writes and target) or self._slots_in(out):
-            slot = target or self._slots_in(out)[0]
+        target = self._slots_in(_target(func, args, kwargs))
+        if target:
             raise InPlaceEditError(
-                f"the closure calls {name} on parameter {slot.name}; a probe only "
-                "reads weights. Move the edit out of the closure."
+                f"the closure calls {getattr(func, '__name__', func)} on parameter "
+                f"{target[0].name}; a probe only reads weights. Move the edit out of "
+                "the closure."
             )
+
+
+def _target(func: Any, args: Any, kwargs: Any) -> Any:
+    """What the call writes to, or None: `x.add_(y)`, `x[i] = y`, `add(x, y, out=z)`."""
+    if kwargs.get("out") is not None:
+        return kwargs["out"]
+    name = getattr(func, "__name__", "")
+    writes = name.endswith("_") and not name.endswith("__")
+    if writes or name in ("__set__", "__setitem__") or kwargs.get("inplace"):
+        return args[0] if args else next(iter(kwargs.values()), None)
+    return None
+
+
+def _is_vector(slot: Slot) -> bool:
+    return slot.numel == max(slot.shape, default=1)
+
+
+def _empty(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that outlives the call: a closure may leave inference mode in between."""
+    with torch.inference_mode(False):
+        return torch.empty(shape, dtype=dtype, device=device)
 
 
 class _Pool:
@@ -206,15 +239,17 @@ class _Pool:
         start = self.used.get(kind, 0)
         if start + n > (self.buffers[kind].numel() if kind in self.buffers else 0):
             # What this op took before stays alive through its own tensor.
-            self.buffers[kind] = torch.empty(n, dtype=kind[0], device=kind[1])
+            self.buffers[kind] = _empty(n, *kind)
             start = 0
         self.used[kind] = start + (n + 63) // 64 * 64
         return self.buffers[kind][start : start + n].view(shape)
 
 
 def _map(f: Callable[[Any], Any], x: Any) -> Any:
-    if type(x) in (tuple, list):
-        return type(x)(_map(f, y) for y in x)
+    """x with f at every leaf of its tuples, lists and dicts, named ones too."""
+    if isinstance(x, tuple | list):
+        parts = [_map(f, y) for y in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
     if isinstance(x, dict):
         return {k: _map(f, y) for k, y in x.items()}
     return f(x)
@@ -225,20 +260,24 @@ _DTYPES: dict[Any, torch.dtype | None] = {}
 
 def _result_dtype(func: Any, args: Any, kwargs: Any) -> torch.dtype | None:
     """The dtype of func's result on the stored values: computed once a signature."""
-    signature: list[Any] = [func, torch.is_autocast_enabled("cpu")]
-    signature.append(torch.is_autocast_enabled("cuda"))
+    signature: list[Any] = [func]
+    for device in ("cpu", "cuda"):
+        signature.append(torch.is_autocast_enabled(device))
+        signature.append(torch.get_autocast_dtype(device))
 
     def note(x: Any) -> Any:
         if isinstance(x, Tensor):
             signature.append((x.dtype, x.dim() == 0))
-        elif isinstance(x, torch.dtype):
+        elif isinstance(x, torch.dtype | str):
             signature.append(x)
         return x
 
     _map(note, args), _map(note, kwargs)
     key = tuple(signature)
     if key not in _DTYPES:
+        restore = generators()
         out = func(*args, **kwargs)
-        first = out[0] if isinstance(out, tuple | list) else out
+        restore()
+        first = out[0] if isinstance(out, tuple | list) and out else out
         _DTYPES[key] = first.dtype if isinstance(first, Tensor) else None
     return _DTYPES[key]

@@ -75,7 +75,8 @@ def update(
     steps = []
     for u, step in updates:
         g = slot.group
-        moved = tuple((d, c) for (d, _), c in zip(u.terms, u.scales(g), strict=True))
+        pairs = zip(u.terms, u.scales(g), strict=True)
+        moved = tuple((d, c) for (d, _), c in pairs if c)  # -0.0 + 0 z would be +0.0
         bits = stream(make_key(seed, step, ROUNDING), slot.id) if stochastic else None
         steps.append(Step(u.decay[g], draws(slot, moved), bits))
     base = slot.base
