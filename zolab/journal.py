@@ -72,7 +72,7 @@ class Journal:
         try:
             if not readonly:
                 self._lock()
-            if exists:
+            if os.fstat(self.fd).st_size:  # again: another run may just have made it
                 self.header, self.start, self.crc = self._read_header()
                 _compare(self.header, header or {}, self.path)
             else:

@@ -101,7 +101,8 @@ class Seal:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back: between the log's write and the last weight it would tear."""
-    if threading.current_thread() is not threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is None:  # None: set by C code
         yield
         return
     held: list[Any] = []
@@ -114,5 +115,5 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if held and callable(before):
-            before(*held[-1])
+        if held:
+            signal.raise_signal(signal.SIGINT)

@@ -204,7 +204,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         exists = os.path.exists(path) and os.path.getsize(path) > 0
         if exists:
             self.journal = Journal(path, header, fsync=fsync)
-            self.steps = play(self.journal, self.engine, self.rule)
+            try:
+                self.steps = play(self.journal, self.engine, self.rule)
+            except BaseException:
+                self.journal.close()  # a notebook keeps the error, and us in its frames
+                raise
         else:
             header |= {"torch": version, "base": self.space.digest()}
             self.journal = Journal(path, header, fsync=fsync)
