@@ -279,9 +279,11 @@ def test_ways_to_call_a_model(way, dtype, scratch):
         assert torch.equal(way(f), at_copy("llama", dtype)[0])
 
 
-def test_tied_weight_is_moved_once():
+@pytest.mark.parametrize("by", ["object", "memory"])
+def test_tied_weight_is_moved_once(by):
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))
-    model[1].weight = model[0].weight
+    tied = model[0].weight
+    model[1].weight = tied if by == "object" else nn.Parameter(tied.data)
     (slot,) = Space.of(model)
     want = slot.base + EPS * slot.direction(D)
     for scratch in SCRATCH:
