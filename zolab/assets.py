@@ -163,9 +163,9 @@ def _member(archive: Path, member: str) -> Iterator[IO[bytes]]:
                 yield file
         else:
             with tarfile.open(archive) as tar:
-                file = tar.extractfile(member)
-                if file is None:
+                inner = tar.extractfile(member)
+                if inner is None:
                     raise KeyError(member)
-                yield file
+                yield inner
     except (KeyError, zipfile.BadZipFile, tarfile.TarError) as why:
         raise AssetError(f"{archive.name} does not hold {member}: {why}") from None

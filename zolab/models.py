@@ -1,4 +1,4 @@
-"""Models by name: embedded, from the cache or a registry, a folder, a hub, or random."""
+"""Models by name: embedded, a checked download, a folder, a hub, or random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from zolab.assets import ASSETS, AssetError, check, fetch
+from zolab.assets import AssetError, check, fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
