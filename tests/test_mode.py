@@ -416,7 +416,7 @@ OTHER = {
     "max": lambda m, x: tuple(m.v.max(0)),
     "topk": lambda m, x: tuple(torch.topk(m.v, 3)),
     "dtypes": lambda m, x: [m.v.to(t) for t in (FLOAT, BF16, torch.half)],
-    "type": lambda m, x: [m.v.type(f"torch.{t}Tensor") for t in ("Double", "Half")],
+    "type": lambda m, x: [m.v.type(f"torch.{t}Tensor") for t in ("BFloat16", "Float")],
     "max_norm": lambda m, x: F.embedding(torch.tensor([1, 4]), m.w, max_norm=0.5),
     "bag": lambda m, x: F.embedding_bag(torch.tensor([[1, 2], [3, 4]]), m.w),
     "no token": lambda m, x: F.embedding(torch.zeros(2, 0, dtype=torch.long), m.w),
