@@ -10,6 +10,7 @@ One mechanism, three kernels: `plain` (torch ops, any device, the reference), `c
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,25 +85,26 @@ def update(
 
 
 def kernel(device: torch.device) -> ModuleType:
-    """The fastest kernels this machine has for `device`.
+    """The fastest kernels this machine has for `device`, loaded when first asked.
 
     ZOLAB_KERNELS=plain forces the reference everywhere.
     """
-    if os.environ.get("ZOLAB_KERNELS") != "plain":
-        if device.type == "cpu" and _cpu is not None:
-            return _cpu
-        if device.type == "cuda" and _gpu is not None:
-            return _gpu
+    if os.environ.get("ZOLAB_KERNELS") == "plain":
+        return plain
+    return _load(device.type)
+
+
+@functools.cache
+def _load(kind: str) -> ModuleType:
+    try:
+        if kind == "cpu":
+            from zolab.storage import cpu
+
+            return cpu
+        if kind == "cuda":
+            from zolab.storage import gpu
+
+            return gpu
+    except ImportError:  # no numba, no Triton: a GPU server, macOS, Windows
+        pass
     return plain
-
-
-_cpu: ModuleType | None
-_gpu: ModuleType | None
-try:
-    from zolab.storage import cpu as _cpu
-except ImportError:  # no numba: a GPU server often has only torch and transformers
-    _cpu = None
-try:
-    from zolab.storage import gpu as _gpu
-except ImportError:  # no Triton: macOS, Windows, most CPU machines
-    _gpu = None
