@@ -6,23 +6,31 @@ the reader's lines with the package, `figure`, `line` and `frames` draw, `predic
 """
 
 from zolab.lab.claims import claim
+from zolab.lab.compare import compare, mean_se, sharpest, train, within
 from zolab.lab.exercises import check, hint, solution
 from zolab.lab.figures import figure, line, mark, tag
-from zolab.lab.records import cost_card, record, recorded
+from zolab.lab.language import live, sentiment_runs
+from zolab.lab.readout import ReadOut, states
+from zolab.lab.records import cost_card, memory_ratio, record, recorded
 from zolab.lab.same import same
 from zolab.lab.scales import pick, scale
 from zolab.lab.show import say, show, table
 from zolab.lab.widgets import frames, predict
 
 __all__ = [
+    "ReadOut",
     "check",
     "claim",
+    "compare",
     "cost_card",
     "figure",
     "frames",
     "hint",
     "line",
+    "live",
     "mark",
+    "mean_se",
+    "memory_ratio",
     "pick",
     "predict",
     "record",
@@ -30,8 +38,13 @@ __all__ = [
     "same",
     "say",
     "scale",
+    "sentiment_runs",
+    "sharpest",
     "show",
     "solution",
+    "states",
     "table",
     "tag",
+    "train",
+    "within",
 ]

@@ -124,6 +124,7 @@ def line(
     `dy` moves the name by points, where two lines end close together.
     """
     color, dash, marker = STYLES[style]
+    ax.margins(x=0.02)
     every = max(1, len(x) // 8)
     ax.plot(
         x, y, color=color, ls=dash, marker=marker if marks else None, markevery=every
@@ -141,7 +142,7 @@ def tag(
     ax.annotate(
         label,
         (x, y),
-        xytext=(5, dy),
+        xytext=(7, dy),
         textcoords="offset points",
         color=STYLES[style][0],
         va="center",

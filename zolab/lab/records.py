@@ -71,6 +71,15 @@ def cost_card(chapter: str, *, folder: Path = RESULTS) -> Shown:
     return table(["scale", "time", "memory", "measured on"], rows)
 
 
+def memory_ratio(*, folder: Path = RESULTS) -> float | None:
+    """Peak of a step over peak of inference, the worst that the bench recorded."""
+    found = []
+    for path in folder.glob("bench-memory-*.json"):
+        lines = json.loads(path.read_text("utf-8"))["lines"]
+        found += [x["median"] for x in lines if x["name"].startswith("peak of a step")]
+    return max(found, default=None)
+
+
 def _cpu() -> str:
     return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
 
