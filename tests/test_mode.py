@@ -19,6 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import zolab
+from zolab.engines import calls
 from zolab.engines import mode as mode_module
 from zolab.errors import InPlaceEditError, SpaceError, UnseenSlotError
 from zolab.gradient import Direction, Probe
@@ -616,7 +617,7 @@ def test_probes_see_equal_random_numbers(dtype):
         torch.manual_seed(5), random.seed(5), np.random.seed(5)
 
     opt = zolab.MeZO(model, num_queries=2)
-    mode_module._DTYPES.clear()  # as in a fresh process: dtypes are found by trying
+    calls._DTYPES.clear()  # as in a fresh process: dtypes are found by trying
     seed()
     opt.step(noisy)
     assert len(seen) == 4

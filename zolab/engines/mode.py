@@ -17,7 +17,7 @@ bias) is rounded to the storage type: next to a rounded product more cannot be s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from zolab import storage
-from zolab.engines.guards import generators
+from zolab.engines.calls import map_leaves, result_dtype, target_of
+from zolab.engines.scratch import Pool, empty, padded
 from zolab.errors import InPlaceEditError
 from zolab.gradient import Term
 from zolab.space import Slot, Space
@@ -75,10 +76,10 @@ class Materialise(TorchFunctionMode):
         self.slots = {id(p): s for s in space for p in s.params}
         self.terms, self.keep, self.seen = terms, keep, seen
         self.kept: dict[str, Tensor] = {}
-        self.pool = _Pool()
+        self.pool = Pool()
         # In one buffer: each by itself, small and long-lived amid the activations, they
         # keep the C library from reusing what is freed (OPT-125M: 160 MB at the peak).
-        self.vectors = _Pool(sum(_padded(s.numel) for s in space if _is_vector(s)))
+        self.vectors = Pool(sum(padded(s.numel) for s in space if _is_vector(s)))
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -121,7 +122,7 @@ class Materialise(TorchFunctionMode):
             slot = self._slot(y)
             return self.value(slot, slot.dtype, pooled=pooled) if slot else y
 
-        return _map(swap, x)
+        return map_leaves(swap, x)
 
     def value(self, slot: Slot, dtype: torch.dtype, *, pooled: bool = False) -> Tensor:
         """The slot at the probe, in `dtype` (its storage type or fp32)."""
@@ -135,7 +136,7 @@ class Materialise(TorchFunctionMode):
             if vector:
                 out = self.vectors.take(slot, dtype=torch.float32)
             else:
-                out = _empty(slot.shape, slot.dtype, slot.base.device)
+                out = empty(slot.shape, slot.dtype, slot.base.device)
             self.kept[slot.name] = storage.materialise(slot, self.terms, out)
         return self.kept[slot.name].to(dtype)
 
@@ -170,7 +171,7 @@ class Materialise(TorchFunctionMode):
     def _vectors(self, func: Any, args: Any, kwargs: Any) -> Any:
         """An op whose only slots are vectors: fp32 inside, the usual dtype outside."""
         low = any(s.dtype in LOW for s in self._slots_in((args, kwargs)))
-        target = _target(func, args, kwargs)
+        target = target_of(func, args, kwargs)
         if not low or isinstance(target, tuple | list):
             return func(*self._swap(args, False), **self._swap(kwargs, False))
 
@@ -186,18 +187,20 @@ class Materialise(TorchFunctionMode):
             return self.value(slot, torch.float32) if slot else wide(x)
 
         if target is not None:  # x += bias: copied back, or x would stay as it was
-            func(*_map(widen, args), **_map(widen, kwargs))
+            func(*map_leaves(widen, args), **map_leaves(widen, kwargs))
             return target if copy is target else target.copy_(copy)
-        usual = _result_dtype(func, args, kwargs)
+        usual = result_dtype(func, args, kwargs)
 
         def narrow(x: Any) -> Any:
             ran_wide = isinstance(x, Tensor) and x.dtype == torch.float32
             return x.to(usual) if ran_wide and usual is not None else x
 
-        return _map(narrow, func(*_map(widen, args), **_map(widen, kwargs)))
+        return map_leaves(
+            narrow, func(*map_leaves(widen, args), **map_leaves(widen, kwargs))
+        )
 
     def _refuse_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        target = self._slots_in(_target(func, args, kwargs))
+        target = self._slots_in(target_of(func, args, kwargs))
         if target:
             raise InPlaceEditError(
                 f"the closure calls {getattr(func, '__name__', func)} on parameter "
@@ -206,93 +209,5 @@ class Materialise(TorchFunctionMode):
             )
 
 
-def _target(func: Any, args: Any, kwargs: Any) -> Any:
-    """What the call writes to, or None: `x.add_(y)`, `x[i] = y`, `add(x, y, out=z)`."""
-    if kwargs.get("out") is not None:
-        return kwargs["out"]
-    name = getattr(func, "__name__", "")
-    writes = name.endswith("_") and not name.endswith("__")
-    if writes or name in ("__set__", "__setitem__") or kwargs.get("inplace"):
-        return args[0] if args else next(iter(kwargs.values()), None)
-    return None
-
-
 def _is_vector(slot: Slot) -> bool:
     return slot.numel == max(slot.shape, default=1)
-
-
-def _empty(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory that outlives the call: a closure may leave inference mode in between."""
-    with torch.inference_mode(False):
-        return torch.empty(shape, dtype=dtype, device=device)
-
-
-def _padded(n: int) -> int:
-    return (n + 63) // 64 * 64
-
-
-class _Pool:
-    """One buffer a dtype, handed out front to back and reused by the next op.
-
-    `room` is the least number of elements that a buffer has.
-    """
-
-    def __init__(self, room: int = 0) -> None:
-        self.room = room
-        self.buffers: dict[Any, Tensor] = {}
-        self.used: dict[Any, int] = {}
-
-    def reset(self) -> None:
-        self.used.clear()
-
-    def take(
-        self, slot: Slot, *, rows: int | None = None, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        shape = slot.shape if rows is None else (rows, *slot.shape[1:])
-        n = torch.Size(shape).numel()
-        kind = dtype or slot.dtype, slot.base.device
-        start = self.used.get(kind, 0)
-        if start + n > (self.buffers[kind].numel() if kind in self.buffers else 0):
-            # What this op took before stays alive through its own tensor.
-            self.buffers[kind] = _empty(max(n, self.room), *kind)
-            start = 0
-        self.used[kind] = start + _padded(n)
-        return self.buffers[kind][start : start + n].view(shape)
-
-
-def _map(f: Callable[[Any], Any], x: Any) -> Any:
-    """x with f at every leaf of its tuples, lists and dicts, named ones too."""
-    if isinstance(x, tuple | list):
-        parts = [_map(f, y) for y in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
-    if isinstance(x, dict):
-        return {k: _map(f, y) for k, y in x.items()}
-    return f(x)
-
-
-_DTYPES: dict[Any, torch.dtype | None] = {}
-
-
-def _result_dtype(func: Any, args: Any, kwargs: Any) -> torch.dtype | None:
-    """The dtype of func's result on the stored values: computed once a signature."""
-    signature: list[Any] = [func]
-    for device in ("cpu", "cuda"):
-        signature.append(torch.is_autocast_enabled(device))
-        signature.append(torch.get_autocast_dtype(device))
-
-    def note(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            signature.append((x.dtype, x.dim() == 0))
-        elif isinstance(x, torch.dtype | str):
-            signature.append(x)
-        return x
-
-    _map(note, args), _map(note, kwargs)
-    key = tuple(signature)
-    if key not in _DTYPES:
-        restore = generators()
-        out = func(*args, **kwargs)
-        restore()
-        first = out[0] if isinstance(out, tuple | list) and out else out
-        _DTYPES[key] = first.dtype if isinstance(first, Tensor) else None
-    return _DTYPES[key]
