@@ -1,5 +1,6 @@
 """lab: scale, claims, same, figures, exercises; and that none of it needs Jupyter."""
 
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -189,6 +190,21 @@ def test_a_record_carries_where_it_comes_from(tmp_path):
     assert path.parent == tmp_path
     card = records.cost_card("11", folder=tmp_path)
     assert "not recorded yet" in repr(card)
+
+
+def test_a_run_says_its_cost_and_records_it_when_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ZOLAB_RECORD", raising=False)
+    records.cost("11", folder=tmp_path)
+    assert "GB at the peak, scale tiny" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("ZOLAB_RECORD", "1")
+    records.cost("11", folder=tmp_path)
+    card = repr(records.cost_card("11", folder=tmp_path))
+    assert re.search(r"tiny +\d+ s +[\d.]+ GB", card)
+    assert records.memory_ratio(folder=tmp_path) is None
+    lines = '{"lines": [{"name": "peak of a step / of inference", "median": 1.04}]}'
+    (tmp_path / "bench-memory-cpu-x.json").write_text(lines)
+    assert records.memory_ratio(folder=tmp_path) == 1.04
 
 
 def test_lab_works_without_matplotlib_ipywidgets_and_ipython():

@@ -11,7 +11,7 @@ from zolab.lab.exercises import check, hint, solution
 from zolab.lab.figures import figure, line, mark, tag
 from zolab.lab.language import live, sentiment_runs
 from zolab.lab.readout import ReadOut, states
-from zolab.lab.records import cost_card, memory_ratio, record, recorded
+from zolab.lab.records import begin, cost, cost_card, memory_ratio, record, recorded
 from zolab.lab.same import same
 from zolab.lab.scales import pick, scale
 from zolab.lab.show import say, show, table
@@ -19,9 +19,11 @@ from zolab.lab.widgets import frames, predict
 
 __all__ = [
     "ReadOut",
+    "begin",
     "check",
     "claim",
     "compare",
+    "cost",
     "cost_card",
     "figure",
     "frames",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +17,9 @@ import torch
 
 import zolab
 from zolab.lab.scales import scale
-from zolab.lab.show import Shown, say, table
+from zolab.lab.show import Shown, say, show, table
 
+BEGAN = time.monotonic()  # when the chapter's first cell imported lab
 RESULTS = Path(__file__).parent.parent / "data" / "results"
 
 
@@ -57,6 +61,17 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
+def begin(chapter: str) -> None:
+    """Show the chapter's cost card; at scale tiny, compute on one thread.
+
+    A model of a million weights gains nothing from a second thread, and on a busy
+    machine, where threads wait for one another, loses a factor of five.
+    """
+    if scale() == "tiny":
+        torch.set_num_threads(1)
+    show(cost_card(chapter))
+
+
 def cost_card(chapter: str, *, folder: Path = RESULTS) -> Shown:
     """Seconds and peak memory of a chapter at each scale, as recorded."""
     rows = []
@@ -71,6 +86,16 @@ def cost_card(chapter: str, *, folder: Path = RESULTS) -> Shown:
     return table(["scale", "time", "memory", "measured on"], rows)
 
 
+def cost(chapter: str, *, folder: Path = RESULTS) -> None:
+    """Say what this process has cost so far; with ZOLAB_RECORD=1 put it on the card."""
+    seconds, peak = time.monotonic() - BEGAN, _peak_gb()
+    say(f"this run: {seconds:.0f} s, {peak:.1f} GB at the peak, scale {scale()}")
+    if os.environ.get("ZOLAB_RECORD") == "1":
+        data = {"seconds": seconds, "peak_gb": peak}
+        command = f"ZOLAB_RECORD=1 zolab run {chapter} --scale {scale()}"
+        record(f"{chapter}_cost_{scale()}", data, command=command, folder=folder)
+
+
 def memory_ratio(*, folder: Path = RESULTS) -> float | None:
     """Peak of a step over peak of inference, the worst that the bench recorded."""
     found = []
@@ -78,6 +103,19 @@ def memory_ratio(*, folder: Path = RESULTS) -> float | None:
         lines = json.loads(path.read_text("utf-8"))["lines"]
         found += [x["median"] for x in lines if x["name"].startswith("peak of a step")]
     return max(found, default=None)
+
+
+def _peak_gb() -> float:
+    """Peak memory of this process, and of the GPU where there is one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    unit = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kB elsewhere
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_available():
+        peak += torch.cuda.max_memory_allocated() / 1e9
+    return peak
 
 
 def _cpu() -> str:
