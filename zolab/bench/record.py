@@ -89,20 +89,20 @@ def write(item: str, setting: Setting, lines: Sequence[Line], out: Path) -> Path
     """Write `bench-ITEM-DEVICE-SHAPE.json`; returns its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"bench-{item}-{setting.device}-{setting.shape}.json"
-    record = {"item": item, "setting": str(setting), **machine(setting)}
+    record = {"item": item, "setting": str(setting), **machine(item, setting)}
     record["lines"] = [x.as_json() for x in lines]
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 
-def machine(setting: Setting) -> dict[str, Any]:
+def machine(item: str, setting: Setting) -> dict[str, Any]:
     """Where and when: device, processor, versions, commit, load, date."""
     here = Path(__file__).parent
     now = datetime.datetime.now(datetime.UTC)
     cuda = setting.device == "cuda"
     threads = " ".join(map(str, setting.threads))
     return {
-        "command": f"python -m zolab.bench --device {setting.device} "
+        "command": f"python -m zolab.bench {item} --device {setting.device} "
         f"--shape {setting.shape} --threads {threads} --repeats {setting.repeats}",
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cpu": _cpu_name(),
