@@ -41,6 +41,24 @@ def test_the_chapter_keeps_its_budget():
     assert text.count("lab.check(") == 3
 
 
+def test_the_stored_outputs_are_whole_small_and_readable_by_ear():
+    outputs = [
+        o
+        for c in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
+        for o in c.get("outputs", ())
+    ]
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    html = "".join(
+        "".join(o["data"]["text/html"])
+        for o in outputs
+        if "text/html" in o.get("data", {})
+    )
+    images = re.findall(r"<img [^>]*?src", html)
+    assert len(images) == 3 + 4  # figures, frames
+    assert all(re.search(r'alt="[^"]{20,}"', i) for i in images)
+    assert NOTEBOOK.stat().st_size < 450_000
+
+
 def used_claims() -> Counter:
     found: Counter = Counter()
     for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
