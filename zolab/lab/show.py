@@ -44,7 +44,8 @@ def table(header: list[str], rows: list[list[Any]]) -> Shown:
     lines = [
         "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)) for r in cells
     ]
-    head, *body = ["".join(f"<td>{escape(x)}</td>" for x in row) for row in cells]
-    html = f"<table><tr>{head.replace('td>', 'th>')}</tr>"
+    cell = '<td style="padding:.2em .6em">'
+    head, *body = ["".join(f"{cell}{escape(x)}</td>" for x in r) for r in cells]
+    html = f"<table><tr>{head.replace('td', 'th')}</tr>"
     html += "".join(f"<tr>{b}</tr>" for b in body) + "</table>"
     return Shown("\n".join(x.rstrip() for x in lines), html)
