@@ -223,7 +223,8 @@ def test_sharpest_finds_the_largest_curvature_and_puts_the_weights_back():
     assert torch.equal(model.weight, before)
 
 
-def test_the_recording_runs_every_method_at_a_small_size(tmp_path):
+def test_the_recording_runs_every_method_at_a_small_size(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOLAB_CACHE", str(tmp_path / "cache"))
     data = splits(train=64, dev=0, test=32)
     methods = {
         "MeZO": {"lr": 1e-3, "steps": 4},
@@ -238,6 +239,35 @@ def test_the_recording_runs_every_method_at_a_small_size(tmp_path):
     assert {"start", "bias_only", "majority"} <= found.keys()
     lab.record("11_small", found, command="zolab run 11", folder=tmp_path)
     assert lab.recorded("11_small", folder=tmp_path)["data"] == found
+
+
+def test_an_interrupted_recording_goes_on_with_the_next_curve(tmp_path):
+    made = []
+
+    def run(stop_at):
+        def make(seed):
+            if seed == stop_at:
+                raise KeyboardInterrupt
+            made.append(seed)
+            torch.manual_seed(seed)
+            return torch.nn.Linear(4, 1)
+
+        return lab.compare(
+            make,
+            lambda model, x: model(x).square().mean(),
+            lambda seed, step: torch.ones(2, 4),
+            lambda model: float(model.weight.detach().sum()),
+            methods={"MeZO": {"lr": 1e-2, "steps": 3}},
+            seeds=range(3),
+            kept=tmp_path / "runs" / "kept.json",
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop_at=2)
+    found = run(stop_at=None)
+    assert made == [0, 1, 2], "the first two curves are not trained again"
+    (tmp_path / "runs" / "kept.json").unlink()
+    assert run(stop_at=None) == json.loads(json.dumps(found))
 
 
 def test_live_says_why_there_is_no_model(capsys):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from zolab.optimizers import MeZO
 
@@ -59,26 +62,50 @@ def compare(
     methods: Mapping[str, Method],
     seeds: Sequence[int],
     every: int = 10,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """{method: {"steps": [...], "scores": one list a seed}}, for `record`.
 
     `methods` maps a label to `train`'s options; `batch(seed, step)` gives every method
-    the same data.
+    the same data. Finished curves go to the file `kept`, from which a run that was
+    interrupted goes on; with other options or seeds a curve is made anew.
     """
+    done = json.loads(kept.read_text("utf-8")) if kept and kept.exists() else {}
     out: dict[str, Any] = {}
+    total = sum(options["steps"] for options in methods.values()) * len(seeds)
+    bar = tqdm(total=total, unit="step", disable=None)
     for label, options in methods.items():
-        scores: list[list[float]] = []
-        steps: list[int] = []
+        curves = []
         for seed in seeds:
-            model = make(seed)
-            data = partial(batch, seed)
-            curve = train(
-                model, loss, data, seed=seed, score=score, every=every, **options
-            )
-            steps = [k for k, _ in curve]
-            scores.append([s for _, s in curve])
-        out[label] = {"steps": steps, "scores": scores, "options": dict(options)}
+            name = json.dumps([label, dict(options), seed, every])
+            if name not in done:
+                bar.set_description(f"{label}, seed {seed}")
+                data = _counted(partial(batch, seed), bar)
+                done[name] = train(
+                    make(seed), loss, data, seed=seed, score=score, every=every,
+                    **options,
+                )  # fmt: skip
+                if kept:
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    kept.write_text(json.dumps(done), "utf-8")
+            else:
+                bar.update(options["steps"])
+            curves.append(done[name])
+        out[label] = {
+            "steps": [k for k, _ in curves[0]],
+            "scores": [[s for _, s in curve] for curve in curves],
+            "options": dict(options),
+        }
+    bar.close()
     return out
+
+
+def _counted(batch: Callable[[int], Any], bar: Any) -> Callable[[int], Any]:
+    def next_batch(step: int) -> Any:
+        bar.update()
+        return batch(step)
+
+    return next_batch
 
 
 def within(step: Callable[[int], float], *, steps: int, seconds: float) -> list[float]:

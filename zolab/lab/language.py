@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from zolab.assets import cache_dir
 from zolab.errors import ZolabError
 from zolab.lab.compare import compare, within
+from zolab.lab.records import commit
 from zolab.lab.show import say
 from zolab.models import load_model
 from zolab.optimizers import MeZO
@@ -50,6 +53,7 @@ def sentiment_runs(
     """Held-out accuracy of each method and seed, beside bias only and majority.
 
     `methods` maps a label to the options of `train` ("mezo" or "adamw", lr, steps).
+    Shows a progress bar; interrupted and called again, it goes on with the next curve.
     """
     tokenizer = load_model(name)[1]
     task = Sentiment(tokenizer, words=words)
@@ -59,6 +63,10 @@ def sentiment_runs(
     def score(model: nn.Module) -> float:
         found = evaluate(model, task, data.test, train=data.train[:16])
         return found.model.accuracy
+
+    # Curves of another commit, task or split must not be taken for these.
+    setting = (name, words, batch_size, len(data.train), len(data.test), commit())
+    kept = cache_dir() / "runs" / f"{zlib.crc32(repr(setting).encode()):08x}.json"
 
     def batches(seed: int, step: int) -> Any:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
@@ -73,7 +81,9 @@ def sentiment_runs(
         methods=methods,
         seeds=seeds,
         every=every,
+        kept=kept,
     )
+    kept.unlink(missing_ok=True)
     return {
         "model": name,
         "words": list(words),

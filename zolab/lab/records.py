@@ -49,7 +49,7 @@ def provenance(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "scale": scale(),
         "device": torch.cuda.get_device_name() if cuda else _cpu(),
         "threads": torch.get_num_threads(),
@@ -122,7 +122,7 @@ def _cpu() -> str:
     return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _commit() -> str:
+def commit() -> str:
     """The checkout's commit, with + when files differ from it; "" without git."""
     here = Path(__file__).parent
 
