@@ -13,12 +13,7 @@ from zolab.bench.shapes import SHAPES, Setting, build
 TINY = Setting("cpu", "tiny", (1,), 2)
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def by_name(lines):

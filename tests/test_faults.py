@@ -27,12 +27,7 @@ SETTING = {"lr": 1e-2, "eps": 1e-3, "seed": 3, "weight_decay": 0.1}
 DTYPE = torch.bfloat16  # rounds stochastically, so the steps' numbers matter too
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def start(path=None, **changes):

@@ -31,13 +31,7 @@ FLOAT, BF16 = torch.float32, torch.bfloat16
 SCRATCH = ["one", "all"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny models only wait for a second thread, which the machine may not have."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Nothing(TorchFunctionMode):

@@ -20,13 +20,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 CHECKOUT = os.environ.get("ZOLAB_MEZO_CHECKOUT")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine OpenMP's waiting threads cost more than these tensors do."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Net(nn.Module):

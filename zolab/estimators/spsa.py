@@ -26,8 +26,6 @@ class SPSA:
     `eps` is the probe size in units of the weights, kept to 16 significant bits.
     """
 
-    sides = 2
-
     def __init__(
         self, *, eps: float = 1e-3, num_queries: int = 1, family: str = "rademacher"
     ) -> None:
@@ -56,8 +54,6 @@ class OneSided(SPSA):
     g_i = (L(theta + eps z_i) - L(theta)) / eps, with a bias of order eps z'Hz / 2
     that the two-sided difference cancels.
     """
-
-    sides = 1
 
     def propose(self, key: Keys) -> Proposal:
         ds = [Direction(key(i), self.family) for i in range(self.num_queries)]
