@@ -88,8 +88,9 @@ def kill_many(path, kills):
                 step()
                 os.write(tell, opt.steps.to_bytes(4, "little"))
         os.close(tell)
-        words = b"" if rng.random() < 0.3 else os.read(told, 4)  # or in its first steps
-        time.sleep(rng.uniform(0.0, 0.05))
+        # Steps, not seconds, so that a slow machine gets as far; sometimes none at all.
+        words = b"".join(os.read(told, 4) for _ in range(rng.choice([0, 1, 2, 4])))
+        time.sleep(rng.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         with os.fdopen(told, "rb") as f:
