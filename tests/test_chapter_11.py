@@ -1,11 +1,7 @@
-"""Chapter 11: its claims' controls fail, its exercises know right from wrong."""
+"""Chapter 11: its claims' controls fail, and the machinery that it leans on works."""
 
-import ast
 import json
 import math
-import re
-from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,77 +11,6 @@ import zolab
 from zolab import direction, lab, make_key
 from zolab.lab import claims, exercises
 from zolab.tasks import Sentiment, loss, splits
-
-ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "notebooks" / "11_just_forward_passes.ipynb"
-
-
-def cells(kind: str) -> list[str]:
-    found = json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
-    return ["".join(c["source"]) for c in found if c["cell_type"] == kind]
-
-
-# the page keeps its size
-
-
-def test_the_chapter_keeps_its_budget():
-    code = cells("code")
-    lines = [line for cell in code for line in cell.splitlines()]
-    assert len(code) <= 20
-    assert max(len(cell.splitlines()) for cell in code) <= 15
-    assert max(map(len, lines)) <= 72
-    assert sum(len(c.split()) for c in cells("markdown")) <= 1800
-    text = "\n".join(code)
-    assert text.count("lab.figure(") == text.count("alt = (") == 3
-    assert text.count("lab.frames(") == 1
-    assert text.count("lab.check(") == 3
-
-
-def test_the_stored_outputs_are_whole_small_and_readable_by_ear():
-    outputs = [
-        o
-        for c in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]
-        for o in c.get("outputs", ())
-    ]
-    assert not [o for o in outputs if o["output_type"] == "error"]
-    html = "".join(
-        "".join(o["data"]["text/html"])
-        for o in outputs
-        if "text/html" in o.get("data", {})
-    )
-    images = re.findall(r"<img [^>]*?src", html)
-    assert len(images) == 3 + 4  # figures, frames
-    assert all(re.search(r'alt="[^"]{20,}"', i) for i in images)
-    assert NOTEBOOK.stat().st_size < 450_000
-
-
-def used_claims() -> Counter:
-    found: Counter = Counter()
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        nb = json.loads(path.read_text("utf-8"))
-        for c in nb["cells"]:
-            if c["cell_type"] != "code":
-                continue
-            for node in ast.walk(ast.parse("".join(c["source"]))):
-                if isinstance(node, ast.Call) and node.args:
-                    name = ast.unparse(node.func)
-                    if name in ("claim", "lab.claim"):
-                        found[ast.literal_eval(node.args[0])] += 1
-    return found
-
-
-def test_each_claim_is_used_once_and_each_used_one_exists():
-    assert used_claims() == Counter(claims.ledger().keys())
-
-
-def test_each_control_exists():
-    for c in claims.ledger().values():
-        if c.control.startswith("none: "):
-            continue
-        file, _, name = c.control.partition("::")
-        source = (ROOT / file).read_text("utf-8")
-        assert re.search(rf"^def {name}\(", source, re.M), c.control
-
 
 # the controls: each must not get the verdict that the claim gets
 
@@ -115,7 +40,7 @@ def judge(name: str, measured: float, se: float | None = None) -> str:
 def test_another_z_at_the_update_is_not_unbiased():
     slopes, z = slopes_and_z()
     other = direction(make_key(0, 1, 1), "x", (N, 100)).double()
-    assert judge("spsa-unbiased", rms_score(slopes[:, None] * z)) == claims.SAME
+    assert judge("spsa-unbiased", rms_score(slopes[:, None] * z)) == claims.HOLDS
     for wrong in (slopes[:, None] * other, 2 * slopes[:, None] * z):
         assert judge("spsa-unbiased", rms_score(wrong)) == claims.NOT_SEEN
 
@@ -131,7 +56,7 @@ def test_random_coefficients_break_the_cosine_law():
             mean = coefficients @ z / q
             cosine = float(mean @ up / mean.norm())
             ratios[name].append(cosine**2 * (q + d - 1) / q)
-    assert judge("cosine-law", *lab.mean_se(ratios["ours"])) == claims.SAME
+    assert judge("cosine-law", *lab.mean_se(ratios["ours"])) == claims.HOLDS
     assert judge("cosine-law", *lab.mean_se(ratios["random"])) == claims.NOT_SEEN
 
 
@@ -283,20 +208,9 @@ def test_within_stops_at_the_first_of_two_limits():
 # exercises
 
 
-@pytest.mark.parametrize("name", ["spsa", "error", "lr"])
-def test_the_right_answer_is_right_and_each_wrong_one_is_told(name):
-    exercise = exercises.find(f"11.{name}")
-    assert exercise.judge(exercise.right) is None
-    for wrong in exercise.wrong.values():
-        assert exercise.judge(wrong.answer) == wrong.message
-    said = [w.message for w in exercise.wrong.values()]
-    assert len(set(said)) == len(said)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_an_spsa_of_other_seeds_agrees(seed):
-    exercise = exercises.find("11.spsa")
-    solution = exercise.right
+    solution = exercises.answers("11.spsa").right
     x = torch.arange(1.0, 6.0)
     z = direction(make_key(seed, 0, 0), "x", 5)
     slope = (torch.arange(1, 6) * x) @ z  # of the bowl, by hand

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zolab import chapters, cli, doctor, ipython_shim
+from zolab import chapters, cli, doctor, ipython_shim, runner
 
 
 def notebook(folder: Path, *cells: str, name="42_made_up.ipynb", tags=()) -> Path:
@@ -62,9 +62,9 @@ def test_the_run_leaves_the_process_as_it_was(tmp_path, monkeypatch):
     before = (Path.cwd(), list(sys.path), sys.modules["__main__"])
     chapter = chapters.Chapter("42", notebook(tmp_path, "import sys", "1 / 0"))
     with pytest.raises(chapters.ChapterError):
-        chapters.run(chapter, scale="gpu")
+        runner.run(chapter, scale="gpu")
     assert (Path.cwd(), list(sys.path), sys.modules["__main__"]) == before
-    assert chapters.os.environ["ZOLAB_SCALE"] == "tiny"
+    assert runner.os.environ["ZOLAB_SCALE"] == "tiny"
 
 
 def test_a_failing_cell_names_chapter_cell_and_line(tmp_path, capsys):
@@ -111,17 +111,17 @@ def test_a_notebook_command_is_refused(tmp_path, capsys, line):
 )
 def test_display_magics_are_blank_and_python_is_left_alone(tmp_path, cell):
     path = notebook(tmp_path, cell, "assert x in (3, '\\n%run\\n!ls')")
-    assert len(chapters.run(chapters.Chapter("42", path), scale="tiny")) == 2
+    assert len(runner.run(chapters.Chapter("42", path), scale="tiny")) == 2
 
 
 def test_tags_skip_a_cell_or_expect_it_to_raise(tmp_path):
     skipped = notebook(tmp_path, "1 / 0", tags=["nbval-skip"])
-    assert chapters.run(chapters.Chapter("42", skipped), scale="tiny") == []
+    assert runner.run(chapters.Chapter("42", skipped), scale="tiny") == []
     raising = notebook(tmp_path, "1 / 0", tags=["raises-exception"])
-    assert len(chapters.run(chapters.Chapter("42", raising), scale="tiny")) == 1
+    assert len(runner.run(chapters.Chapter("42", raising), scale="tiny")) == 1
     calm = notebook(tmp_path, "1", tags=["raises-exception"])
     with pytest.raises(chapters.ChapterError, match="should raise and did not"):
-        chapters.run(chapters.Chapter("42", calm), scale="tiny")
+        runner.run(chapters.Chapter("42", calm), scale="tiny")
 
 
 def test_dataclasses_and_inspect_work_in_cells(tmp_path):
@@ -134,7 +134,7 @@ def test_dataclasses_and_inspect_work_in_cells(tmp_path):
         "assert inspect.getsource(f) == 'def f():\\n    return A(1)\\n'\n"
         "import sys\nassert sys.modules['__main__'].f is f",
     )
-    assert len(chapters.run(chapters.Chapter("42", path), scale="tiny")) == 2
+    assert len(runner.run(chapters.Chapter("42", path), scale="tiny")) == 2
 
 
 def test_without_jupyter_and_matplotlib(tmp_path):

@@ -1,9 +1,11 @@
 """lab: scale, claims, same, figures, exercises; and that none of it needs Jupyter."""
 
+import json
 import re
 import subprocess
 import sys
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from torch import nn
 
 from zolab.lab import claims, exercises, figures, records, scales
 from zolab.lab.claims import Claim
-from zolab.lab.exercises import Exercise, Wrong
+from zolab.lab.exercises import Exercise, Solution, Wrong
 from zolab.lab.same import NotTheSame, same
-from zolab.lab.widgets import frames, predict
+from zolab.lab.widgets import Frames, frames, predict
 
 
 def a_claim(**changes) -> Claim:
@@ -62,6 +64,7 @@ def test_only_the_papers_number_in_the_papers_setting_is_reproduced():
     assert a_claim(**near).judge(2.05) == "same direction"
     assert a_claim(**near).judge(2.2) == "not seen"
     assert a_claim(**near).judge(2.2, 0.05) == "same direction"
+    assert a_claim(**near, kind="identity").judge(2.05) == "holds"
     own = near | {"kind": "result", "distance": "none"}
     assert a_claim(**own).judge(2.05) == "reproduced"
     assert a_claim(**own, checked=False).judge(2.05) == "same direction"
@@ -118,14 +121,39 @@ def test_a_figure_needs_words_and_has_them(capsys):
     assert "image/png;base64" in image[0]
 
 
-def test_frames_has_a_picture_a_value(capsys):
-    frames(
-        lambda ax, v: ax.plot([0, v]),
-        [1, 2],
-        label="q",
-        alt=lambda v: f"a line that rises to {v}",
-    )
-    assert "q 2: a line that rises to 2" in capsys.readouterr().out
+def test_frames_draws_each_combination_once_for_both_faces(capsys):
+    drawn = []
+
+    def draw(ax, step, rounding):
+        drawn.append((step, rounding))
+        ax.plot([0, step])
+
+    def alt(step, rounding):
+        return f"a line that rises to {step}, {rounding}"
+
+    controls = {"step": [1, 2, 3], "rounding": ["bf16", "fp32"]}
+    widget = Frames(draw, alt, (300, 200), controls)
+    page = widget.html()
+    assert drawn == [(s, r) for s in (1, 2, 3) for r in ("bf16", "fp32")]
+    pictures = re.search(r'<script type="application/json">(.*?)</script>', page)[1]
+    alts = [p["alt"] for p in json.loads(pictures)]
+    assert alts == [alt(*at) for at in drawn]
+    assert page.count("<img ") == 1 and page.count("<input type=range") == 2
+
+    live = widget.live()
+    picture, top, second = live.children
+    top.children[0].value = 2
+    assert "rises to 3, bf16" in picture.value
+    second.value = 1
+    assert "rises to 3, fp32" in picture.value
+    top.children[1].value = 1  # play
+    assert "rises to 2, fp32" in picture.value
+    assert len(drawn) == 6, "a picture is drawn once"
+
+    frames(draw, alt=alt, **controls)
+    assert "step 3, rounding fp32: a line that rises to 3" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="one or two controls"):
+        frames(draw, alt=alt, step=[1])
 
 
 def test_a_guess_is_optional(capsys):
@@ -136,12 +164,28 @@ def test_a_guess_is_optional(capsys):
     assert "<li>down</li>" in guess._repr_mimebundle_()["text/html"]
 
 
-DOUBLE = Exercise(
-    right=lambda x: 2 * x,
-    cases=((1.0,), (3.0,)),
+QUESTION = Exercise(
+    kind="write",
+    minutes=5,
+    stars=1,
+    question="Double {n}.",
+    variant=lambda rng: {"n": (n := rng.randrange(3, 9)), "cases": [(n,), (3.0,)]},
     hints=("add it to itself",),
+)
+ANSWER = Solution(
+    right=lambda x: 2 * x,
     wrong={"square": Wrong(lambda x: x * x, "that is the square")},
 )
+
+
+@pytest.fixture
+def doubling(monkeypatch):
+    tables = {"exercises": {"EXERCISES": {"double": QUESTION}}}
+    tables["solutions"] = {"SOLUTIONS": {"double": ANSWER}}
+    monkeypatch.setattr(
+        exercises, "_load", lambda folder, _: SimpleNamespace(**tables[folder])
+    )
+    monkeypatch.setattr(exercises, "_tried", set())
 
 
 @pytest.mark.parametrize(
@@ -154,17 +198,29 @@ DOUBLE = Exercise(
         (lambda x: 1 / 0, "ZeroDivisionError"),
         (lambda x: torch.ones(3), "no way we foresaw"),
         (lambda x: "2", "no way we foresaw"),
+        (lambda x: float("nan"), "no way we foresaw"),
     ],
 )
-def test_check_names_the_misconception(answer, said, monkeypatch, capsys):
-    monkeypatch.setattr(exercises, "load", lambda chapter: {"double": DOUBLE})
+def test_check_names_the_misconception(answer, said, doubling, capsys):
     assert exercises.check("99.double", answer) == (said == "right")
     assert said in capsys.readouterr().out
 
 
-def test_the_solution_comes_after_a_try(monkeypatch, capsys):
-    monkeypatch.setattr(exercises, "load", lambda chapter: {"double": DOUBLE})
-    monkeypatch.setattr(exercises, "_tried", set())
+def test_a_plain_value_answers_the_question(doubling, capsys):
+    exercises.exercise("99.double")
+    n = int(re.search(r"Double (\d)", capsys.readouterr().out)[1])
+    assert exercises.check("99.double", 2 * n)
+    assert not exercises.check("99.double", 2 * n + 1)
+
+
+def test_students_get_numbers_of_their_own(doubling):
+    drawn = {exercises._variant("99.double", s)["n"] for s in map(str, range(20))}
+    assert len(drawn) > 3
+    once, twice = (exercises._variant("99.double", "ada")["n"] for _ in range(2))
+    assert once == twice
+
+
+def test_the_solution_comes_after_a_try(doubling, capsys):
     exercises.check("99.double", lambda x: None)
     with pytest.raises(exercises.ExerciseError, match="try once"):
         exercises.solution("99.double")
@@ -175,7 +231,7 @@ def test_the_solution_comes_after_a_try(monkeypatch, capsys):
     with pytest.raises(exercises.ExerciseError, match="hints 1 to 1"):
         exercises.hint("99.double", 2)
     with pytest.raises(exercises.ExerciseError, match=r"99\.double"):
-        exercises.find("99.triple")
+        exercises.asked("99.triple")
 
 
 def test_a_record_carries_where_it_comes_from(tmp_path):
@@ -217,7 +273,7 @@ with lab.figure(alt="A line that goes up by two.", panels=2) as (top, bottom):
     lab.line(top, [1, 2], [1, 2], "up")
     bottom.set_xlim(0, 1)
 say = "one point is drawn here"
-lab.frames(lambda ax, v: ax.plot(v), [1], label="q", alt=lambda v: say)
+lab.frames(lambda ax, q: ax.plot(q), alt=lambda q: say, q=[1, 2])
 lab.predict("up?", ["yes", "no"])
 lab.show(lab.cost_card("11"))
 """

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zolab
-from zolab import chapters, doctor
+from zolab import chapters, doctor, runner
 from zolab.errors import ZolabError
 
 
@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--keep-going", action="store_true", help="past a failed chapter")
     run.add_argument("--show", action="store_true", help="print what the cells print")
+    run.add_argument("--save", action="store_true", help="in a kernel; keep outputs")
     run.add_argument("--folder", type=Path, help="of the notebooks")
     run.set_defaults(command=_run)
 
@@ -75,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     failed = []
     try:
         for chapter in todo:
-            if not _run_one(chapter, scale, args.show):
+            if not _run_one(chapter, scale, args):
                 failed.append(chapter.number)
                 if not args.keep_going:
                     break
@@ -97,11 +98,18 @@ def _scale(asked: str | None) -> str:
     return scale
 
 
-def _run_one(chapter: chapters.Chapter, scale: str, show: bool) -> bool:
+def _run_one(chapter: chapters.Chapter, scale: str, args: argparse.Namespace) -> bool:
     print(f"chapter {chapter.number} {chapter.name}, scale {scale}", flush=True)
     began = time.perf_counter()
+    bar = _bar(began)
     try:
-        times = chapters.run(chapter, scale=scale, show=show, progress=_bar(began))
+        if args.save:
+            from zolab import kernel  # needs the packages of lab
+
+            seconds = kernel.save(chapter, scale=scale, progress=bar)
+            print(f"  {seconds:.0f} s, outputs stored in {chapter.path.name}")
+            return True
+        times = runner.run(chapter, scale=scale, show=args.show, progress=bar)
     except chapters.ChapterError as error:
         print(f"\n{error}\n", file=sys.stderr)
         return False

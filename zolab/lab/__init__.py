@@ -2,12 +2,12 @@
 
 `scale` and `pick` set the size, `claim` puts ours beside the paper's, `same` compares
 the reader's lines with the package, `figure`, `line` and `frames` draw, `predict`,
-`check`, `hint` and `solution` ask.
+`exercise`, `check`, `hint` and `solution` ask.
 """
 
 from zolab.lab.claims import claim
 from zolab.lab.compare import compare, mean_se, sharpest, train, within
-from zolab.lab.exercises import check, hint, solution
+from zolab.lab.exercises import check, exercise, hint, solution
 from zolab.lab.figures import figure, line, mark, tag
 from zolab.lab.language import live, sentiment_runs
 from zolab.lab.readout import ReadOut, states
@@ -25,6 +25,7 @@ __all__ = [
     "compare",
     "cost",
     "cost_card",
+    "exercise",
     "figure",
     "frames",
     "hint",

@@ -1,15 +1,18 @@
 """The ledger: what a paper says beside what was measured here, and a verdict.
 
-A claim is a row of data/claims.toml, written before it is measured: what must come
+A claim is a row of data/claims/NN.toml, written before it is measured: what must come
 out, by which margin and why, and the control that must fail. Three kinds:
 
     identity    exact at any scale (a mean, a law): ours must agree with it
     mechanism   a sign or a rate: ours must point the same way
     result      the paper's own number: reproduced only in the paper's own setting
 
-and five verdicts. An effect counts from three standard errors. A run whose verdict
-differs from the recorded one raises, in both directions: an effect that appears is
-news as much as one that vanishes.
+An identity `holds`; a mechanism shows in the `same direction`; a result is
+`reproduced`. All may be `not seen` or `opposite`, or this machine
+`could not test` them.
+An effect counts from three standard errors. A run whose verdict differs from the
+recorded one raises, in both directions: an effect that appears is news as much as one
+that vanishes.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ from zolab.errors import ZolabError
 from zolab.lab.scales import scale
 from zolab.lab.show import Shown, show
 
-LEDGER = Path(__file__).parent.parent / "data" / "claims.toml"
-REPRODUCED, SAME = "reproduced", "same direction"
+LEDGER = Path(__file__).parent.parent / "data" / "claims"
+REPRODUCED, HOLDS, SAME = "reproduced", "holds", "same direction"
 NOT_SEEN, OPPOSITE, UNTESTED = "not seen", "opposite", "could not test"
-VERDICTS = (OPPOSITE, NOT_SEEN, UNTESTED, SAME, REPRODUCED)  # worst first
+VERDICTS = (OPPOSITE, NOT_SEEN, UNTESTED, SAME, HOLDS, REPRODUCED)  # worst first
 KINDS = ("identity", "mechanism", "result")
 CAVEAT = "No run of this size proves a claim about a model of 13 billion parameters."
 
@@ -87,6 +90,8 @@ class Claim:
         return OPPOSITE if gap <= -needed else NOT_SEEN
 
     def _best(self) -> str:
+        if self.kind == "identity":
+            return HOLDS
         own = self.kind == "result" and self.distance == "none" and self.checked
         return REPRODUCED if own else SAME
 
@@ -138,12 +143,18 @@ _rows: dict[str, Row] = {}
 
 
 @cache
-def ledger(path: Path = LEDGER) -> dict[str, Claim]:
-    """The claims by id; raises ClaimError on a row that is not complete."""
-    claims = {}
+def ledger(folder: Path = LEDGER) -> dict[str, Claim]:
+    """The claims by id, from NN.toml of `folder`, a file a chapter.
+
+    Raises ClaimError on a row that is not complete and on an id that is there twice.
+    """
+    claims: dict[str, Claim] = {}
     known = {f.name for f in fields(Claim)}
-    for row in tomllib.loads(path.read_text("utf-8")).get("claim", []):
+    files = [tomllib.loads(p.read_text("utf-8")) for p in sorted(folder.glob("*.toml"))]
+    for row in [row for file in files for row in file.get("claim", [])]:
         name = row.get("id", "without id")
+        if name in claims:
+            raise ClaimError(f"claim {name} is in the ledger twice")
         if unknown := set(row) - known:
             raise ClaimError(f"claim {name} has {sorted(unknown)}, which mean nothing")
         try:

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from zolab.lab.show import Shown, show
 
 # Okabe and Ito's colours, without the yellow, darkest contrasts first; every line also
@@ -29,6 +31,7 @@ STYLES = (
     ("#56B4E9", (0, (1, 1)), "P"),
 )
 DPI = 150
+COLORS = 64
 LOOK = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -79,14 +82,16 @@ def figure(
 
 @contextmanager
 def canvas(
-    alt: str, title: str, width: int, height: int, panels: int = 1
+    alt: str, title: str, width: int, height: int, panels: int = 1, dpi: int = DPI
 ) -> Iterator[tuple[Any, list[str]]]:
     """(axes, a list that holds the picture as HTML afterwards)."""
     if len(alt.split()) < 5:
         raise ValueError(f"alt is {alt!r}: say in a sentence what the figure shows")
     try:
         import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from PIL import Image
     except ImportError:
         yield Nothing(panels), []
         return
@@ -94,13 +99,17 @@ def canvas(
     with matplotlib.rc_context(LOOK):
         # A Figure of its own needs no pyplot: no backend, nothing global to close.
         size = (width / 100, height / 100)
-        fig = Figure(figsize=size, dpi=DPI, layout="constrained")
+        fig = Figure(figsize=size, dpi=dpi, layout="constrained")
+        page = FigureCanvasAgg(fig)
         axes = [fig.add_subplot(panels, 1, i + 1) for i in range(panels)]
         if title:
             axes[0].set_title(title)
         yield (axes if panels > 1 else axes[0]), image
-        png = io.BytesIO()
-        fig.savefig(png, format="png", dpi=DPI)
+        page.draw()
+        picture = Image.fromarray(np.asarray(page.buffer_rgba())[..., :3])
+    # Letters, lines and bands need few colours: a palette halves what a page weighs.
+    png = io.BytesIO()
+    picture.quantize(COLORS, method=Image.Quantize.MEDIANCUT).save(png, "PNG")
     data = base64.b64encode(png.getvalue()).decode()
     image.append(
         f'<img alt="{escape(alt)}" style="width:{width}px;max-width:100%;height:auto" '

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import zolab
+from zolab import fresh
 from zolab.lab.scales import scale
 from zolab.lab.show import Shown, say, show, table
 
@@ -44,7 +45,7 @@ def recorded(name: str, *, folder: Path = RESULTS) -> dict[str, Any] | None:
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Device, versions, commit, date, command."""
+    """Device, versions, commit, date, command, and the modules that computed."""
     cuda = torch.cuda.is_available()
     return {
         "command": command,
@@ -58,6 +59,7 @@ def provenance(command: str) -> dict[str, Any]:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        "modules": {m: fresh.of_module(m) for m in fresh.loaded()},
     }
 
 
