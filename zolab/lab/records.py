@@ -90,7 +90,7 @@ def cost_card(chapter: str, *, folder: Path = RESULTS) -> Shown:
 
 def cost(chapter: str, *, folder: Path = RESULTS) -> None:
     """Say what this process has cost so far; with ZOLAB_RECORD=1 put it on the card."""
-    seconds, peak = time.monotonic() - BEGAN, _peak_gb()
+    seconds, peak = time.monotonic() - BEGAN, peak_gb()
     say(f"this run: {seconds:.0f} s, {peak:.1f} GB at the peak, scale {scale()}")
     if os.environ.get("ZOLAB_RECORD") == "1":
         data = {"seconds": seconds, "peak_gb": peak}
@@ -107,7 +107,7 @@ def memory_ratio(*, folder: Path = RESULTS) -> float | None:
     return max(found, default=None)
 
 
-def _peak_gb() -> float:
+def peak_gb() -> float:
     """Peak memory of this process, and of the GPU where there is one."""
     try:
         import resource

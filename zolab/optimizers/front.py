@@ -50,6 +50,8 @@ class ZOOptimizer(torch.optim.Optimizer):
     replayed onto the model, which must hold the base weights. It survives a killed
     process; with `fsync=True` also a power cut, at a few milliseconds a step.
     `rounding` is how bf16 and fp16 store an update: "stochastic" or "nearest".
+    `notes` (JSON values by name: the data, the batch size) stand in the journal's
+    header, and who resumes must bring the same.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         param_groups: list[dict[str, Any]] | None = None,
         rounding: str = "stochastic",
         fsync: bool = False,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(
@@ -85,7 +88,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.journal: Journal | None = None
         self._torn = False
         if journal is not None:
-            self._open(journal, fsync)
+            self._open(journal, fsync, dict(notes or {}))
 
     def step(self, closure: Closure, /, **objectives: Closure) -> float:  # type: ignore[override]
         """One step; returns the mean of the probes' losses.
@@ -198,20 +201,29 @@ class ZOOptimizer(torch.optim.Optimizer):
             "plan": self.engine.plan,
         }
 
-    def _open(self, path: str | os.PathLike[str], fsync: bool) -> None:
+    def _open(
+        self, path: str | os.PathLike[str], fsync: bool, notes: dict[str, Any]
+    ) -> None:
         header = self._header()
+        if clash := notes.keys() & (header.keys() | {"base"}):
+            raise ValueError(f"the header has its own {sorted(clash)}: rename the note")
         version = header.pop("torch")
+        wanted = notes | header
         exists = os.path.exists(path) and os.path.getsize(path) > 0
-        if exists:
-            self.journal = Journal(path, header, fsync=fsync)
-            try:
+        if not exists:
+            wanted |= {"torch": version, "base": self.space.digest()}
+        self.journal = Journal(path, wanted, fsync=fsync)
+        try:
+            if silent := notes.keys() - self.journal.header.keys():
+                raise JournalError(
+                    f"{path} belongs to another run: it says nothing of its "
+                    f"{', '.join(sorted(silent))}"
+                )
+            if exists:
                 self.steps = play(self.journal, self.engine, self.rule)
-            except BaseException:
-                self.journal.close()  # a notebook keeps the error, and us in its frames
-                raise
-        else:
-            header |= {"torch": version, "base": self.space.digest()}
-            self.journal = Journal(path, header, fsync=fsync)
+        except BaseException:
+            self.journal.close()  # a notebook keeps the error, and us in its frames
+            raise
 
 
 class MeZO(ZOOptimizer):
@@ -238,6 +250,7 @@ class MeZO(ZOOptimizer):
         param_groups: list[dict[str, Any]] | None = None,
         rounding: str = "stochastic",
         fsync: bool = False,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -250,4 +263,5 @@ class MeZO(ZOOptimizer):
             param_groups=param_groups,
             rounding=rounding,
             fsync=fsync,
+            notes=notes,
         )

@@ -1,5 +1,6 @@
 """Tasks: data, a loss that forward passes answer, and an evaluation with its floor."""
 
+from zolab.tasks.readers import TableError
 from zolab.tasks.sentences import Sentence, Splits, overlap, splits
 from zolab.tasks.sentiment import (
     Batch,
@@ -7,9 +8,12 @@ from zolab.tasks.sentiment import (
     Score,
     Sentiment,
     accuracy,
+    error_rate,
     evaluate,
     loss,
+    mistakes,
 )
+from zolab.tasks.tables import Table, read_table, write_csv
 
 __all__ = [
     "Batch",
@@ -18,9 +22,15 @@ __all__ = [
     "Sentence",
     "Sentiment",
     "Splits",
+    "Table",
+    "TableError",
     "accuracy",
+    "error_rate",
     "evaluate",
     "loss",
+    "mistakes",
     "overlap",
+    "read_table",
     "splits",
+    "write_csv",
 ]

@@ -80,15 +80,27 @@ class Sentiment:
         return Batch(ids, mask, last, label, self.options())
 
     def batches(
-        self, sentences: Sequence[Sentence], size: int, *, seed: int = 0
+        self,
+        sentences: Sequence[Sentence],
+        size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
     ) -> Iterator[Batch]:
-        """Endless: reshuffled every epoch, a pure function of the seed."""
-        if size > len(sentences):
+        """Endless: reshuffled every epoch, a pure function of the seed.
+
+        `start` skips that many batches, for a run that goes on.
+        """
+        if not 0 < size <= len(sentences):
             raise ZolabError(f"a batch of {size} from {len(sentences)} sentences")
         rng = random.Random(seed)
+        skipped = 0
         while True:
             order = rng.sample(list(sentences), len(sentences))
             for i in range(0, len(order) - size + 1, size):
+                if skipped < start:
+                    skipped += 1
+                    continue
                 yield self.batch(order[i : i + size])
 
     def _ids(self, text: str) -> list[int]:
@@ -123,6 +135,11 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 def accuracy(model: nn.Module, batch: Batch) -> Tensor:
     """The share of right answers, an fp32 scalar: an objective without a slope."""
     return ((margins(model, batch) > 0).long() == batch.label).float().mean()
+
+
+def error_rate(model: nn.Module, batch: Batch) -> Tensor:
+    """1 - accuracy, to be made small: a black box that moves in steps of 1/B."""
+    return 1 - accuracy(model, batch)
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,21 @@ def evaluate(
         bias_only=_score(found + bias, label),
         bias=bias,
     )
+
+
+@torch.no_grad()
+def mistakes(
+    model: nn.Module,
+    task: Sentiment,
+    sentences: Sequence[Sentence],
+    *,
+    batch_size: int = 64,
+) -> list[tuple[float, Sentence]]:
+    """(margin in nats, sentence) of the wrong answers, the surest first."""
+    margin, label = _all_margins(model, task, sentences, batch_size)
+    wrong = (margin > 0) != (label > 0.5)
+    found = [(float(margin[i]), sentences[i]) for i in wrong.nonzero()[:, 0].tolist()]
+    return sorted(found, key=lambda pair: -abs(pair[0]))
 
 
 def fit_bias(margin: Tensor, label: Tensor) -> float:
