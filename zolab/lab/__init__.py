@@ -10,11 +10,13 @@ from zolab.lab.compare import compare, mean_se, sharpest, train, within
 from zolab.lab.exercises import check, exercise, hint, solution
 from zolab.lab.figures import figure, line, mark, tag
 from zolab.lab.language import live, sentiment_runs
+from zolab.lab.notes import notes
 from zolab.lab.readout import ReadOut, states
 from zolab.lab.records import begin, cost, cost_card, memory_ratio, record, recorded
 from zolab.lab.same import same
 from zolab.lab.scales import pick, scale
 from zolab.lab.show import say, show, table
+from zolab.lab.watch import watch
 from zolab.lab.widgets import frames, predict
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "mark",
     "mean_se",
     "memory_ratio",
+    "notes",
     "pick",
     "predict",
     "record",
@@ -49,5 +52,6 @@ __all__ = [
     "table",
     "tag",
     "train",
+    "watch",
     "within",
 ]
