@@ -53,7 +53,7 @@ run: $(SETUP)
 
 book: $(SETUP)
 	$(PY) -c 'from jupyter_book.cli.main import main; main()' build . --path-output book --config book/_config.yml \
-	  --toc book/_toc.yml
+	  --toc book/_toc.yml --warningiserror --keep-going
 
 # -o addopts= : a GPU server has pytest, but hardly the notebook plug-in.
 gpu: $(SETUP)

@@ -56,7 +56,16 @@ def constraints() -> dict[str, Requirement]:
 def sources() -> dict[Path, str]:
     """Every Python file and, cells joined, every notebook."""
     found = {}
-    for folder in ("zolab", "scripts", "tests", "notebooks", "solutions", "book"):
+    folders = (
+        "zolab",
+        "scripts",
+        "tests",
+        "notebooks",
+        "exercises",
+        "solutions",
+        "book",
+    )
+    for folder in folders:
         for path in (ROOT / folder).rglob("*.py"):
             found[path] = path.read_text("utf-8")
         for path in (ROOT / folder).glob("*.ipynb"):

@@ -49,7 +49,8 @@ class Claim:
     `margin` is what a run without a standard error must exceed (above, below), or how
     far ours may lie from `than` beyond three standard errors (near). `checked` says
     that the paper's value was read in the paper; if not it is printed as unverified
-    and never compared. `recorded` holds the verdict of each scale that was recorded.
+    and never compared. `recorded` holds the verdict of each scale that was recorded,
+    `record` the file of data/results that ours was taken from, if it was.
     """
 
     id: str
@@ -70,9 +71,7 @@ class Claim:
     verdict: str
     command: str
     unit: str = ""
-    commit: str = ""
-    device: str = ""
-    date: str = ""
+    record: str = ""
     recorded: Mapping[str, str] = field(default_factory=dict)
 
     def judge(self, measured: float | None, se: float | None = None) -> str:
@@ -136,7 +135,9 @@ class Row:
         body = "".join(f"<div><b>{k}</b> {escape(v)}</div>" for k, v in rows.items())
         style = "border-left:4px solid #0072B2;padding:.2em .8em;margin:.5em 0"
         head = f"<div><code>{c.id}</code>, {c.kind}: {escape(c.text)}</div>"
-        return Shown(text, f'<div style="{style};max-width:42em">{head}{body}</div>')
+        html = f'<div id="{c.id}" style="{style};max-width:42em">{head}{body}</div>'
+        data = {"claim": c.id, "ours": self.ours, "verdict": self.verdict}
+        return Shown(text, html, data | {"scale": self.scale})
 
 
 _rows: dict[str, Row] = {}

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from zolab import ipython_shim
 
+DATA = "application/vnd.zolab+json"
+
 
 class Shown:
-    """Two faces of one thing: `text` for a terminal, `html` for a notebook."""
+    """Two faces of one thing: `text` for a terminal, `html` for a notebook.
 
-    def __init__(self, text: str, html: str | None = None) -> None:
+    `data` goes into the notebook's file beside them, for pages that count.
+    """
+
+    def __init__(
+        self, text: str, html: str | None = None, data: Mapping[str, Any] | None = None
+    ) -> None:
         self.text = text
         self.html = html or f"<p>{escape(text)}</p>".replace("\n", "<br>")
+        self.data = data
 
     def __repr__(self) -> str:
         return self.text
 
-    def _repr_html_(self) -> str:
-        return self.html
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        faces: dict[str, Any] = {"text/plain": self.text, "text/html": self.html}
+        return faces if self.data is None else faces | {DATA: dict(self.data)}
 
 
 def show(thing: Any) -> None:
@@ -38,14 +48,21 @@ def say(text: str) -> None:
 
 
 def table(header: list[str], rows: list[list[Any]]) -> Shown:
-    """Rows under a header; narrow enough columns stay side by side on a phone."""
+    """Rows under a header; on a phone each row becomes a card that names its cells."""
     cells = [header] + [[str(x) for x in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
         "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)) for r in cells
     ]
-    cell = '<td style="padding:.2em .6em">'
-    head, *body = ["".join(f"{cell}{escape(x)}</td>" for x in r) for r in cells]
-    html = f"<table><tr>{head.replace('td', 'th')}</tr>"
-    html += "".join(f"<tr>{b}</tr>" for b in body) + "</table>"
+    head = "".join(f"<th>{escape(x)}</th>" for x in header)
+    body = "".join(f"<tr>{_cards(header, row)}</tr>" for row in cells[1:])
+    html = (
+        f'<table class="zolab-cards"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+    )
     return Shown("\n".join(x.rstrip() for x in lines), html)
+
+
+def _cards(header: list[str], row: list[str]) -> str:
+    pairs = zip(header, row, strict=True)
+    return "".join(f'<td data-head="{escape(h)}">{escape(x)}</td>' for h, x in pairs)
