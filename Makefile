@@ -1,4 +1,4 @@
-# make lab, make test, make run, make book, make gpu, make clean
+# make lab, make test, make run, make book, make course, make gpu, make clean
 #
 # The environment is made in .venv when pyproject.toml or constraints.txt changed, and
 # never otherwise. To use an interpreter that has the packages already (a GPU server):
@@ -15,13 +15,14 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.made
 endif
 
-.PHONY: help lab test format run book gpu clean constraints
+.PHONY: help lab test format run book course gpu clean constraints
 
 help:
 	@echo "make lab          JupyterLab on notebooks/"
 	@echo "make test         format, lint, types, unit tests, all notebooks (tiny)"
 	@echo "make run          all chapters at this machine's scale, then the claims"
 	@echo "make book         the chapters as pages in book/_build/html"
+	@echo "make course       a folder a student in course/, without solutions: STUDENTS=file"
 	@echo "make gpu          GPU tests, benches and chapters; one CUDA device"
 	@echo "make format       format the code and mend what lint can mend"
 	@echo "make constraints  resolve the newest set that goes with torch TORCH="
@@ -54,6 +55,9 @@ run: $(SETUP)
 book: $(SETUP)
 	$(PY) -c 'from jupyter_book.cli.main import main; main()' build . --path-output book --config book/_config.yml \
 	  --toc book/_toc.yml --warningiserror --keep-going
+
+course: $(SETUP)
+	$(PY) -m zolab course $(if $(STUDENTS),--students $(STUDENTS))
 
 # -o addopts= : a GPU server has pytest, but hardly the notebook plug-in.
 gpu: $(SETUP)

@@ -1,4 +1,4 @@
-"""The command line: zolab doctor, zolab run, zolab claims."""
+"""The command line: zolab doctor, run, claims, new, course, scores."""
 
 from __future__ import annotations
 
@@ -54,6 +54,20 @@ def _parser() -> argparse.ArgumentParser:
 
     claims = commands.add_parser("claims", help="the ledger: paper beside measured")
     claims.set_defaults(command=_claims)
+
+    new = commands.add_parser("new", help="write a chapter's skeleton")
+    new.add_argument("chapter", help="two digits: 41")
+    new.add_argument("name", help='its title: "Quantizers"')
+    new.set_defaults(command=_new)
+
+    course = commands.add_parser("course", help="a folder a student, no solutions")
+    course.add_argument("--students", type=Path, help="a file with a name a line")
+    course.add_argument("--out", type=Path, default=Path("course"))
+    course.set_defaults(command=_course)
+
+    scores = commands.add_parser("scores", help="a course's scores, as CSV")
+    scores.add_argument("folder", type=Path)
+    scores.set_defaults(command=_scores)
     return parser
 
 
@@ -162,3 +176,41 @@ def _claims(args: argparse.Namespace) -> int:
         print(f"  distance: {c.distance}; again: {c.command}")
     print(f"\n{CAVEAT}")
     return 0
+
+
+def _new(args: argparse.Namespace) -> int:
+    from zolab.lab.skeleton import new
+
+    for path in new(args.chapter, args.name, _checkout()):
+        print(path)
+    print(f"now: zolab run {args.chapter} --scale laptop --save; make test")
+    return 0
+
+
+def _course(args: argparse.Namespace) -> int:
+    from zolab.lab.course import build
+
+    names = ["student"]
+    if args.students is not None:
+        if not args.students.exists():
+            raise ZolabError(f"no file {args.students}; it has a name a line")
+        lines = args.students.read_text("utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    for folder in build(args.out, names, _checkout()):
+        print(folder)
+    return 0
+
+
+def _scores(args: argparse.Namespace) -> int:
+    from zolab.lab.course import scores, write
+
+    write(scores(args.folder), sys.stdout)
+    return 0
+
+
+def _checkout() -> Path:
+    """The folder that holds notebooks/, exercises/ and solutions/."""
+    for place in (Path(), Path(__file__).parent.parent):
+        if (place / "notebooks").is_dir() and (place / "solutions").is_dir():
+            return place.resolve()
+    raise ZolabError("no notebooks/ and solutions/ here: run it in a checkout")
