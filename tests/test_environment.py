@@ -35,7 +35,7 @@ NOT_IMPORTED = {
 }
 
 # Imported, yet not declared: where it is missing, the code goes on without it.
-OPTIONAL = {"ipython"}
+OPTIONAL = {"datasets", "ipython"}
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:

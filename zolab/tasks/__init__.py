@@ -11,6 +11,7 @@ from zolab.tasks.sentiment import (
     error_rate,
     evaluate,
     loss,
+    margins,
     mistakes,
 )
 from zolab.tasks.tables import Table, read_table, write_csv
@@ -28,6 +29,7 @@ __all__ = [
     "error_rate",
     "evaluate",
     "loss",
+    "margins",
     "mistakes",
     "overlap",
     "read_table",
