@@ -18,7 +18,7 @@ endif
 .PHONY: help lab test format run book course gpu clean constraints
 
 help:
-	@echo "make lab          JupyterLab on notebooks/"
+	@echo "make lab          JupyterLab on the first chapter"
 	@echo "make test         format, lint, types, unit tests, all notebooks (tiny)"
 	@echo "make run          all chapters at this machine's scale, then the claims"
 	@echo "make book         the chapters as pages in book/_build/html"
@@ -37,7 +37,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	touch $@
 
 lab: $(SETUP)
-	$(PY) -m jupyterlab --notebook-dir=notebooks
+	$(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: $(SETUP)
 	$(PY) -m ruff format --check .
@@ -75,7 +75,7 @@ constraints:
 	rm -rf $(VENV)-new
 	$(PYTHON) -m venv $(VENV)-new
 	$(VENV)-new/bin/python -m pip install --quiet "torch==$(TORCH)" \
-	  "triton==$(TRITON); sys_platform == 'linux'" -e ".[all]"
+	  "triton==$(TRITON); sys_platform == 'linux'" -e ".[all,peers]"
 	$(VENV)-new/bin/python -m pip check
 	$(VENV)-new/bin/python -m pip freeze --exclude-editable > $(VENV)-new/frozen
 	(echo "# The exact set that was tested on Linux and Python 3.11: make constraints"; \

@@ -24,7 +24,7 @@ def save(
     scale: str,
     progress: Callable[[int, int, str], None] = lambda done, total, doing: None,
 ) -> float:
-    """Execute at `scale`, write the outputs into the file; returns the seconds.
+    """Execute at `scale`, write outputs and cost card; returns the seconds.
 
     Raises ChapterError at the first cell that fails, and then writes nothing. A live
     widget is left out, since it would be dead in a notebook that is opened again: its
@@ -38,7 +38,7 @@ def save(
     # What this run has imported is asked for in a cell that is not kept.
     nb.cells.append(nbformat.v4.new_code_cell(LOADED))
     where = {"metadata": {"path": str(chapter.path.parent)}}
-    env = os.environ | {"ZOLAB_SCALE": scale}
+    env = os.environ | {"ZOLAB_SCALE": scale, "ZOLAB_RECORD": "1"}
     client = NotebookClient(nb, timeout=None, kernel_name="python3", resources=where)
     began = time.perf_counter()
     try:
@@ -66,9 +66,23 @@ def _settle(nb: Any, scale: str, modules: list[str]) -> None:
     nb.metadata["language_info"] = {"name": "python"}
     for cell in nb.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = _joined(cell.outputs)
         for output in cell.get("outputs", ()):
             output.get("data", {}).pop(WIDGET, None)
     code = [c.source for c in nb.cells if c.cell_type == "code" and c.source.strip()]
     now = datetime.now(UTC).date().isoformat()
     ran = {"scale": scale, "date": now} | fresh.stamp(code, modules)
     nb.metadata.setdefault("zolab", {})["ran"] = ran
+
+
+def _joined(outputs: list[Any]) -> list[Any]:
+    """Lines printed one after another as one output."""
+    kept: list[Any] = []
+    for o in outputs:
+        stream = o.output_type == "stream" and kept and kept[-1].output_type == "stream"
+        if stream and kept[-1].name == o.name:
+            kept[-1].text += o.text
+        else:
+            kept.append(o)
+    return kept
