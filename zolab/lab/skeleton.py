@@ -198,10 +198,17 @@ def _notebook(words: dict[str, Any]) -> str:
     for i, text in enumerate(CELLS):
         source = text.format(**words)
         code = "lab." in source and not source.startswith("#") or "direction(" in source
-        cell = {"cell_type": "code" if code else "markdown", "id": f"cell-{i}"}
+        kind = "code" if code else "markdown"
+        cell: dict[str, Any] = {"cell_type": kind, "id": f"cell-{i}"}
         cell |= {"metadata": {}, "source": source.splitlines(keepends=True)}
-        cells.append(cell | ({"execution_count": None, "outputs": []} if code else {}))
-    about = {"chapter": words["number"], "question": QUESTION, "minutes": 60}
+        if code:
+            cell |= {"execution_count": None, "outputs": []}
+        cells.append(cell)
+    about: dict[str, Any] = {
+        "chapter": words["number"],
+        "question": QUESTION,
+        "minutes": 60,
+    }
     about |= {"part": int(words["number"][0]), "needs": ["00"], "symbols": ["z"]}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "zolab": about | {"papers": []}}
