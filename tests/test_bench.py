@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from zolab.bench import journal, memory, precision, step
+from zolab.bench import journal, memory, methods, precision, step
 from zolab.bench.__main__ import main
 from zolab.bench.record import Line, write
 from zolab.bench.shapes import SHAPES, Setting, build
@@ -70,6 +70,45 @@ def test_small_updates_and_probes_survive():
     assert precision.update_share(0, stochastic=False) < 0.06
     assert precision.probe_share(0, rounded=False) == pytest.approx(1, abs=0.03)
     assert precision.probe_share(0, rounded=True) < 0.1
+
+
+def test_methods_runs_each_in_a_process_and_goes_on_where_it_stopped(tmp_path, capsys):
+    options = ["--model", "tiny", "--seconds", "0.2", "--held-out", "8"]
+    options += ["--out", str(tmp_path), "--seeds", "1", "--only"]
+    assert main(["methods", *options, "inference", "mezo"]) == 0
+    assert main(["methods", *options, "mezo", "adamw"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("  MeZO ") == 1, "the second call found it in the record"
+    record = json.loads((tmp_path / "bench-methods-cpu-tiny.json").read_text())
+    assert list(record["methods"]) == ["inference", "mezo", "adamw"]
+    assert record["methods"]["mezo"]["runs"][0]["lr"] == record["suggestion"]["lr"]
+    for name, row in record["methods"].items():
+        (run,) = row["runs"]
+        seconds, steps, nats, right = run["points"][-1]
+        assert 100 < run["peak_mb"] < 1500 and 0 <= right <= 1 and nats > 0
+        assert (steps > 0 and seconds >= 0.2) or name == "inference"
+    assert str(tmp_path) not in json.dumps(record)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "adam8"])
+def test_methods_of_the_peers_move_what_they_should(method):
+    pytest.importorskip("bitsandbytes")
+    from zolab import load_model
+
+    model, _ = load_model("tiny")
+    whole = sum(p.numel() for p in model.parameters())
+    job = methods.Job(method, "tiny", 0, 0.1, 4, 8, lr=1e-2)
+    model, step = methods.STEPS[method](model, job)
+    moving = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    before = {n: p.detach().clone() for n, p in moving.items()}
+    ids = torch.arange(20).view(2, 10)
+    for _ in range(2):
+        step(lambda: model(input_ids=ids, labels=ids).loss)
+    assert all(not torch.equal(p, before[n]) for n, p in moving.items())
+    size = sum(p.numel() for p in moving.values())
+    assert size == whole if method == "adam8" else size < whole / 5
+    four = [p for p in model.parameters() if p.dtype == torch.uint8]
+    assert bool(four) == (method == "qlora")
 
 
 def test_journal_bytes_and_replay():

@@ -134,9 +134,9 @@ def test_conda_leaves_the_rest_to_pip():
     assert pip == {"pip": ["-e .[all]"]}
 
 
-def test_all_is_every_extra():
+def test_all_is_every_extra_but_the_peers_of_a_bench():
     (line,) = PROJECT["optional-dependencies"]["all"]
-    assert Requirement(line).extras == set(EXTRAS) - {"all"}
+    assert Requirement(line).extras == set(EXTRAS) - {"all", "peers"}
 
 
 def test_every_import_is_declared():

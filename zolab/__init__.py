@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zolab.noise import direction, make_key
     from zolab.optimizers import SGD, MeZO, ZOOptimizer, replay
     from zolab.space import Space
+    from zolab.suggestion import Suggestion, suggest
 
 _WHERE = {
     "Resident": "engines",
@@ -44,6 +45,8 @@ _WHERE = {
     "ZOOptimizer": "optimizers",
     "replay": "optimizers",
     "Space": "space",
+    "Suggestion": "suggestion",
+    "suggest": "suggestion",
 }
 
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "Probe",
     "Resident",
     "Space",
+    "Suggestion",
     "Update",
     "ZOGradient",
     "ZOOptimizer",
@@ -64,6 +68,7 @@ __all__ = [
     "load_model",
     "make_key",
     "replay",
+    "suggest",
 ]
 
 

@@ -29,6 +29,10 @@ class NonFiniteLossError(LossError):
         )
 
 
+class SuggestionError(LossError):
+    """From this objective neither eps nor lr can be measured; says what to change."""
+
+
 class InPlaceEditError(ZolabError):
     """Code inside the closure writes to a parameter that a probe reads."""
 

@@ -2,6 +2,7 @@
 
     python -m zolab.bench [step|memory|precision|journal|all]
         [--device cpu|cuda] [--shape opt-125m] [--out DIR]
+    python -m zolab.bench methods [--help]      MeZO beside AdamW, LoRA and QLoRA
 
 Every item prints its ratios and writes a record (numbers, machine, versions, commit,
 load) that the chapters read. On a GPU the default shape is opt-1.3b in bf16.

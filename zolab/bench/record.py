@@ -19,7 +19,10 @@ import torch
 from zolab.bench.shapes import Setting
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
-PACKAGES = ("torch", "numpy", "numba", "triton", "transformers")
+PACKAGES = (
+    *("torch", "numpy", "numba", "triton", "transformers"),
+    *("peft", "bitsandbytes"),
+)
 
 
 @dataclass(frozen=True)
