@@ -145,7 +145,7 @@ def in_notebook() -> bool:
 
 
 def _button(stop: Callable[[], Any]) -> Any:
-    """Stops after the step under way; front ends that queue clicks need the square."""
+    """Stops after the step under way; where clicks wait for the cell, interrupt."""
     words = "to stop after a step: interrupt the kernel"
     try:
         import ipywidgets
@@ -153,6 +153,9 @@ def _button(stop: Callable[[], Any]) -> Any:
         return Shown(words)
     button = ipywidgets.Button(description="Stop", icon="stop", tooltip=words)
     button.on_click(lambda _: stop())
+    # JupyterLab sends clicks to a subshell, which is free while a cell runs. ipykernel
+    # 7.4 returns them to the shell that last spoke to the button: the busy one.
+    vars(button.comm).pop("_reply_subshell_id", None)
     return button
 
 

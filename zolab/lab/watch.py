@@ -52,9 +52,10 @@ def watch(
     """Step until `steps` are done or somebody stops it; then the journal is closed.
 
     objective(model, batch): one number, to be made small.  batches: from batch number
-    `opt.steps` on.  score(model): shown after each `every` steps beside `marks`, the
-    heights to beat.  Stop: the button, or an interrupt, which waits for the step under
-    way (a second does not); outside a notebook it is raised when all is closed.
+    `opt.steps` on; one with `.to` goes to the model's device.  score(model): shown
+    after each `every` steps beside `marks`, the heights to beat.  Stop: the button, or
+    an interrupt, which waits for the step under way (a second does not); outside a
+    notebook it is raised when all is closed.
 
     A step whose loss is not finite is refused, shown and counted; ten in a row raise.
     Global generators are seeded at every step, so an objective that samples does so
@@ -99,6 +100,8 @@ def _loop(
     refused, note = 0, ""
     while opt.steps < steps and not asked.is_set():
         step, batch = opt.steps, next(batches)
+        if hasattr(batch, "to"):
+            batch = batch.to(next(opt.model.parameters()).device)
         try:
             with seeded(opt.seed, step):
                 loss = opt.step(partial(objective, opt.model, batch))

@@ -36,6 +36,14 @@ class Splits:
     test: tuple[Sentence, ...]
     transfer: tuple[Sentence, ...]  # ends of IMDB reviews, another kind of text
 
+    def counts(self) -> list[tuple[str, int, int, int]]:
+        """(split, sentences, labelled 0, labelled 1) of each that has any."""
+        rows = []
+        for name, part in vars(self).items():
+            ones = sum(s.label for s in part)
+            rows.append((name, len(part), len(part) - ones, ones))
+        return [row for row in rows if row[1]]
+
 
 def prefix(text: str) -> str:
     """What two copies of a sentence share: 40 letters and digits, lower case."""
