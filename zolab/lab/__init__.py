@@ -9,7 +9,7 @@ from zolab.lab.claims import claim
 from zolab.lab.compare import compare, mean_se, sharpest, train, within
 from zolab.lab.exercises import check, exercise, hint, solution
 from zolab.lab.figures import figure, line, mark, tag
-from zolab.lab.language import live, sentiment_runs
+from zolab.lab.language import device, live, sentiment_runs
 from zolab.lab.notes import notes
 from zolab.lab.readout import ReadOut, states
 from zolab.lab.records import begin, cost, cost_card, memory_ratio, record, recorded
@@ -27,6 +27,7 @@ __all__ = [
     "compare",
     "cost",
     "cost_card",
+    "device",
     "exercise",
     "figure",
     "frames",
