@@ -111,6 +111,17 @@ def test_methods_of_the_peers_move_what_they_should(method):
     assert bool(four) == (method == "qlora")
 
 
+def test_suggestion_sweeps_around_its_lr(tmp_path, capsys):
+    options = ["--only", "read-out", "--steps", "3", "--out", str(tmp_path)]
+    assert main(["suggestion", *options]) == 0
+    assert "best of the sweep" in capsys.readouterr().out
+    record = json.loads((tmp_path / "bench-suggestion-cpu-tiny.json").read_text())
+    row = record["cases"]["read-out"]
+    assert [len(e) for e in row["ends"]] == [3] * len(record["factors"])
+    assert row["best"] in [f * row["lr"] for f in record["factors"]]
+    assert row["start"] != row["ends"][2][0]
+
+
 def test_journal_bytes_and_replay():
     lines = by_name(journal.run(TINY))
     assert lines["bytes a step"].values == (16.0,)

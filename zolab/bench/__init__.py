@@ -3,6 +3,7 @@
     python -m zolab.bench [step|memory|precision|journal|all]
         [--device cpu|cuda] [--shape opt-125m] [--out DIR]
     python -m zolab.bench methods [--help]      MeZO beside AdamW, LoRA and QLoRA
+    python -m zolab.bench suggestion [--help]   zolab.suggest's lr beside a sweep
 
 Every item prints its ratios and writes a record (numbers, machine, versions, commit,
 load) that the chapters read. On a GPU the default shape is opt-1.3b in bf16.

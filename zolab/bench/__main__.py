@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from zolab.bench import journal, memory, methods, precision, step
+from zolab.bench import journal, memory, methods, precision, step, suggestion
 from zolab.bench.record import RESULTS, show, write
 from zolab.bench.shapes import SHAPES, Setting
 
@@ -16,8 +16,9 @@ ITEMS = {"step": step, "memory": memory, "precision": precision, "journal": jour
 def main(argv: list[str] | None = None) -> int:
     """Run the items, print their lines, write their records."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["methods"]:  # options of its own
-        return methods.main(argv[1:])
+    own = {"methods": methods, "suggestion": suggestion}  # with options of their own
+    if argv and argv[0] in own:
+        return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)
     parser.add_argument("item", nargs="?", default="all", choices=[*ITEMS, "all"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])

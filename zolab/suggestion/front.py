@@ -77,7 +77,7 @@ def suggest(
     `objective()` is the loss of one batch, the same at every call; with `batches=n` it
     is `objective(i)`, the loss of batch i < n, and the noise of a batch is measured,
     too. It is called as MeZO's closure is: without gradients, modules in eval mode.
-    `directions` are those behind lr; a quarter of them draws the curve behind eps.
+    `directions` are those behind lr; three eighths of them draw the curve behind eps.
 
     Nothing moves: weights, modules' modes and the global generators are as before.
     Raises SuggestionError, which says what to change, for an objective that is not
@@ -96,7 +96,7 @@ def suggest(
     restore = generators()
     try:
         ask = Ask(engine, objective, batches, seed, restore)
-        curve = measure_curve(ask, space, directions // 4)
+        curve = measure_curve(ask, space, 3 * directions // 8)
         rate = measure_rate(ask, curve, directions)
     finally:
         restore()

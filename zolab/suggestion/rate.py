@@ -1,20 +1,23 @@
 """lr, from what a step gains and what curvature and batches cost it.
 
 A step -lr g z gains lr |G|^2 and costs lr^2 / 2 E[g^2 z'Hz], where G is the gradient of
-the mean loss and g the slope that one batch shows. So the best first step is
+the mean loss and g the slope that one batch shows. For a bowl the cost is at most
+E[g^2] (tr H + 2 |H|), |H| the root of H's squared entries: tr H alone where many axes
+share it, three times that for one sharp axis. So the best first step is at least
 
-    lr = |G|^2 / E[g^2 z'Hz]                                                        (2)
-    z'Hz = (L+ - 2 L0 + L-) / eps^2,    E[z'Hz] = tr H                              (3)
+    lr = share / (tr H + 2 |H|),      share = |G|^2 / E[g^2]                         (2)
+    z'Hz = (L+ - 2 L0 + L-) / eps^2,  E[z'Hz] = tr H,  Var[z'Hz] = 2 |H|^2          (3)
     |G|^2 = E[g_a g_b],   a and b two batches along the same z                       (4)
 
-(4) tells what the weights say from what the draw of a batch says: along one z only the
-former is common to two batches. Without batch noise (2) lies between 1 / (3 tr H), a
-gradient along the one sharp axis, and 1 / tr H, many axes: chapter 11's 0.3 / tr H is
-its safe end. Where no curvature shows, a step may go as far as slopes still agree:
+(for signs z the variance leaves the diagonal of H out, and so does the cost). (4) tells
+what the weights say from what the draw of a batch says: along one z only the former is
+common to two batches. Half of (2) is suggested: at (2) itself a language model blew up
+in one run of three (the page "Choose eps and lr" has the sweep). No step should go
+farther than slopes still agree, which is the bound where no curvature shows:
 
-    lr = radius / |g|                                                                (5)
+    lr <= radius / |g|                                                               (5)
 
-S. Malladi et al., arXiv:2305.17333 (the effective rank).
+S. Malladi et al., arXiv:2305.17333 (the effective rank); chapter 11, equations 3 and 4.
 """
 
 from __future__ import annotations
@@ -52,38 +55,34 @@ def measure_rate(ask: Ask, curve: Curve, directions: int) -> Rate:
     g, bend = found.unbind(-1)
     size = float(g.square().mean())
     share = float((g[:, 0] * g[:, -1]).mean()) / size if n > 1 else 1.0
-    each = bend.mean(1)
-    trace = float(each.mean())
-    se = float(each.std()) / math.sqrt(directions)
-    cost = (g.square() * bend).mean(1)
-    cross, cross_se = float(cost.mean()), float(cost.std()) / math.sqrt(directions)
-    words = [f"lr: tr H is {trace:.3g} +- {se:.1g} over {directions} directions."]
+    each = bend.mean(1)  # z'Hz of the mean of two batches
+    trace, spread = float(each.mean()), float(each.std())
+    se = spread / math.sqrt(directions)
+    words = [f"lr: tr H is {trace:.3g} +- {se:.1g} over {directions} directions"]
+    words[0] += f", and z'Hz varies by {spread:.2g}."
     if n > 1:
         words.append(
             f"{max(share, 0):.0%} of a slope's square is common to two batches."
         )
     else:
-        words.append("Only one batch was given, so the noise of batches is not in it.")
+        words.append("Only one batch was given: the noise of batches is not in it.")
     floor = 1 / math.sqrt(directions)
     if share < floor:
         words.append(
-            f"That is lost in the noise of {directions} directions: lr is an upper "
-            "bound; larger batches or more directions would say more."
+            f"That is lost in the noise of {directions} directions, so lr is an upper "
+            "bound: larger batches or more directions would say more."
         )
-    known = max(share, floor)
-    reach = known * curve.radius / math.sqrt(size)  # (5)
-    if cross > 2 * cross_se:
-        best = known * size / cross  # (2)
-        words.append(f"The best first step has lr {best:.1e} (0.3 / tr H: ")
-        words[-1] += f"{0.3 / trace:.1e})." if trace > 0 else "no such thing)."
-        if reach < best:
-            words.append(f"Slopes hold only so far that lr is {reach:.1e} at most.")
-        lr = min(best, reach)
+    bends = max(trace, 0.0) + math.sqrt(2) * spread  # tr H + 2 |H|
+    best = max(share, floor) / max(bends, 1e-30)  # (2)
+    reach = curve.radius / math.sqrt(size)  # (5)
+    if best / 2 <= reach:
+        words.append(f"The best first step has lr {best:.1e}; half of it is safer.")
     else:
-        lr = reach
         words.append(
-            "Its sign is not sure, so the curvature sets no lr. Slopes still agree at "
-            f"eps {curve.radius:.1e}, and a step of that size has lr {reach:.1e}: take "
-            "it as an upper bound."
+            f"Curvature would allow {best / 2:.1e}, but slopes agree only up to eps "
+            f"{curve.radius:.1e}, which a step reaches at lr {reach:.1e}: take it as "
+            "an upper bound."
         )
-    return Rate(two_digits(lr), (trace, se), share, " ".join(words))
+    if trace < 2 * se:
+        words.append("The sign of tr H is not sure: this is no bowl, start lower.")
+    return Rate(two_digits(min(best / 2, reach)), (trace, se), share, " ".join(words))

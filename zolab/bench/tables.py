@@ -1,0 +1,200 @@
+"""The benches' records as Markdown for the recipes: tables, and sentences with numbers.
+
+scripts/recipes.py puts what these functions return on the pages; a test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from zolab.bench.record import RESULTS
+
+METHODS = "bench-methods-cpu-smollm2-135m.json"
+SUGGESTION = "bench-suggestion-cpu-tiny.json"
+
+# Bytes a parameter, without activations: what each method keeps for the whole run.
+BYTES = {
+    "MeZO, bf16": (2.0, "the weights"),
+    "LoRA on bf16": (2.0, "the weights; adapters and their states are below 1 %"),
+    "QLoRA, NF4": (0.5 + 4 / 64, "4 bits, and a scale of 4 bytes for each 64"),
+    "AdamW 8-bit, bf16": (6.0, "weights 2, gradient 2, two states of 1"),
+    "AdamW, mixed precision": (16.0, "2 + 2, and fp32 copy, mean, variance"),
+}
+# arXiv:2205.01068 (OPT), arXiv:2302.13971 (LLaMA): billions of parameters.
+SIZES = {"OPT-1.3B": 1.3, "LLaMA-7B": 6.7, "OPT-13B": 13.0, "OPT-66B": 66.0}
+
+
+def load(name: str) -> dict[str, Any]:
+    """A record of the package's own."""
+    return json.loads((RESULTS / name).read_text("utf-8"))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is set to the right."""
+    line = "|" + "|".join(["---", *["---:"] * (len(header) - 1)]) + "|"
+    body = ["| " + " | ".join(row) + " |" for row in (header, *rows)]
+    return "\n".join([body[0], line, *body[1:]])
+
+
+def ends(row: dict[str, Any]) -> list[tuple[float, int, float, float]]:
+    """Each seed's last point: seconds, steps, held-out loss, accuracy."""
+    return [tuple(run["points"][-1]) for run in row["runs"]]
+
+
+def peak(row: dict[str, Any]) -> float:
+    """The median peak of a method's processes, MB."""
+    return statistics.median(run["peak_mb"] for run in row["runs"])
+
+
+def methods_table() -> str:
+    """The record of `python -m zolab.bench methods`, a row a method."""
+    record = load(METHODS)
+    floor = peak(record["methods"]["inference"])
+    rows = []
+    for name, row in record["methods"].items():
+        _, steps, nats, right = zip(*ends(row), strict=True)
+        step = statistics.median(run["step_seconds"] for run in row["runs"])
+        mb = peak(row)
+        rows.append(
+            [
+                "before training" if name == "inference" else row["label"],
+                f"{mb:,.0f}",
+                f"{mb / floor:.2f}",
+                f"{step:.1f}",
+                "-" if name == "inference" else f"{statistics.mean(steps):.0f}",
+                _span(nats),
+                _span(right, 2),
+                str(len(steps)),
+            ]
+        )
+    head = ["", "peak MB", "over inference", "s a step", "steps", "loss", "accuracy"]
+    return table([*head, "seeds"], rows)
+
+
+def methods_words() -> str:
+    """What the table says, in sentences."""
+    record = load(METHODS)
+    m, s = record["methods"], record["setting"]
+    start, mezo, adamw, lora = (
+        [statistics.mean(x[i] for x in ends(m[k])) for i in (2, 3)]
+        for k in ("inference", "mezo", "adamw", "lora")
+    )
+    floor = peak(m["inference"])
+    advice = record["suggestion"]
+    return (
+        f"After {s['seconds']:.0f} seconds of training AdamW stands at a held-out loss "
+        f"of {adamw[0]:.2f} and LoRA at {lora[0]:.2f}; MeZO went from {start[0]:.2f} "
+        f"to {mezo[0]:.2f}. The accuracies are {adamw[1]:.0%}, {lora[1]:.0%} and "
+        f"{mezo[1]:.0%}, from {start[1]:.0%}. For this AdamW took "
+        f"{peak(m['adamw']) / floor:.1f} times the memory of inference, LoRA "
+        f"{peak(m['lora']) / floor:.2f} and MeZO {peak(m['mezo']) / floor:.2f} times. "
+        f"MeZO's lr, {advice['lr']:.1e}, is what `zolab.suggest` said after "
+        f"{advice['forwards']} forward passes ({advice['seconds']:.0f} s, not counted "
+        "above)."
+    )
+
+
+def methods_setting() -> str:
+    """Where and how it was measured."""
+    r = load(METHODS)
+    s, v = r["setting"], r["versions"]
+    return (
+        f"*Measured on {r['date'][:10]}: SmolLM2-135M (the file named in "
+        f"`zolab.load_model`), fp32, batches of {s['batch']} of 1,000 sentences, "
+        f"{s['held_out']} held-out sentences a seed, one thread of a CPU ({r['cpu']}), "
+        f"torch {v['torch']}, bitsandbytes {v['bitsandbytes']}, peft {v['peft']}. Mean "
+        "(lowest to highest seed); evaluations are off the clock; the machine was "
+        "shared, so seconds are rough. Peak memory is that of the process, Python and "
+        "torch included. No lr was tuned: "
+        + "; ".join(
+            f"{row['label']} {row['runs'][0]['lr']:.2g} ({row['lr_from']})"
+            for name, row in r["methods"].items()
+            if name != "inference"
+        )
+        + f". `{r['command']}`*"
+    )
+
+
+def shapes_table() -> str:
+    """Arithmetic, not a measurement: bytes a parameter times published sizes, in GB."""
+    rows = [
+        [name, f"{b:.2g}", *(f"{b * n:.1f}" for n in SIZES.values()), why]
+        for name, (b, why) in BYTES.items()
+    ]
+    return table(["", "bytes a weight", *SIZES, "what is kept"], rows)
+
+
+def suggestion_table() -> str:
+    """The record of `python -m zolab.bench suggestion`, a row a case."""
+    r = load(SUGGESTION)
+    rows = []
+    for name, c in r["cases"].items():
+        at = [_median(e) for e in c["ends"]]
+        rows.append(
+            [
+                name,
+                f"{c['eps']:.1e}",
+                f"{c['lr']:.1e}",
+                f"{c['best']:.1e}",
+                f"{c['best'] / c['lr']:.2g}",
+                f"{c['start']:.3f}",
+                *(_loss(x) for x in at),
+                str(c["forwards"]),
+            ]
+        )
+    head = ["case", "eps", "lr", "best lr of 5", "best / ours", "loss before"]
+    head += [f"{_times(f)} lr" for f in r["factors"]]
+    return table([*head, "passes"], rows)
+
+
+def suggestion_words() -> str:
+    """How far off it was, and where."""
+    r = load(SUGGESTION)
+    off = {n: c["best"] / c["lr"] for n, c in r["cases"].items()}
+    worst = max(off, key=lambda n: abs(math.log(off[n])))
+    ours = r["factors"].index(1)
+    lost = [n for n, c in r["cases"].items() if None in c["ends"][ours]]
+    return (
+        f"The best of the five was {min(off.values()):.2g} to {max(off.values()):.2g} "
+        f"times the suggested lr; it is farthest off on *{worst}*. "
+        + (
+            f"At the suggested lr a run left the numbers on {', '.join(lost)}."
+            if lost
+            else "At the suggested lr no run left the numbers."
+        )
+    )
+
+
+def suggestion_setting() -> str:
+    """Where and how it was measured."""
+    r = load(SUGGESTION)
+    seeds = len(next(iter(r["cases"].values()))["ends"][0])
+    return (
+        f"*Measured on {r['date'][:10]}: the embedded model of 1.2 million weights, "
+        f"chapter 11's task with down and up, {r['steps']} steps, the median held-out "
+        f"loss of {seeds} seeds at each lr, one thread of a CPU, torch "
+        f"{r['versions']['torch']}. `{r['command']}`*"
+    )
+
+
+def _span(x: Sequence[float], digits: int = 2) -> str:
+    mean = statistics.mean(x)
+    if len(x) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ({min(x):.{digits}f} to {max(x):.{digits}f})"
+
+
+def _median(x: Sequence[float | None]) -> float:
+    return statistics.median(math.inf if y is None else y for y in x)
+
+
+def _loss(x: float) -> str:
+    return f"{x:.3f}" if x < 10 else "blew up"
+
+
+def _times(f: float) -> str:
+    return f"{f:g} x" if f >= 1 else f"1/{1 / f:.0f} x"
