@@ -2,9 +2,9 @@
 
     python -m zolab.bench suggestion [--only "all weights"] [--out DIR]
 
-Four cases of chapter 11's task (answer with up or down): 100 steps at the suggested lr
-times 1/9, 1/3, 1, 2, 3 and 9, three seeds each, and the held-out loss after them; eps is
-the suggested one. The record holds the U curves, too.
+Four cases of chapter 11's task (answer with up or down): 100 steps at the suggested eps
+and the suggested lr times 1/9, 1/3, 1, 2, 3 and 9, three seeds each, and the held-out
+loss after them. The record holds the U curves, too.
 """
 
 from __future__ import annotations

@@ -169,9 +169,9 @@ def suggestion_words() -> str:
     return (
         f"The best of {len(blown)} learning rates was {min(off.values()):.2g} to "
         f"{max(off.values()):.2g} times the suggested one; it is farthest off on "
-        f"*{worst}*. Of {runs} runs at the suggested lr {blown[1]} blew up (ended above "
-        f"twice the loss at the start), at twice it, the best first step, {blown[2]}, "
-        f"and at three times it {blown[3]}: hence the half."
+        f"*{worst}*. Of {runs} runs at the suggested lr {blown[1]} blew up (ended "
+        f"above twice the loss at the start), at twice it, the best first step, "
+        f"{blown[2]}, at three times {blown[3]}, at nine times {blown[9]}."
     )
 
 

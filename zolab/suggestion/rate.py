@@ -11,9 +11,9 @@ share it, three times that for one sharp axis. So the best first step is at leas
 
 (for signs z the variance leaves the diagonal of H out, and so does the cost). (4) tells
 what the weights say from what the draw of a batch says: along one z only the former is
-common to two batches. Half of (2) is suggested: its tail is heavy and few directions see
-it; the page "Choose eps and lr" has a sweep. No step should go
-farther than slopes still agree, which is the bound where no curvature shows:
+common to two batches. Half of (2) is suggested: its tail is heavy and few directions
+see it; the page "Choose eps and lr" has a sweep. No step should go farther than slopes
+still agree, which is the bound where no curvature shows:
 
     lr <= radius / |g|                                                               (5)
 
