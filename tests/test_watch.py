@@ -213,6 +213,16 @@ def test_a_finished_run_only_shows_itself(tmp_path, capsys):
     assert "done: 4 steps" in capsys.readouterr().out
 
 
+def test_the_journal_is_free_though_the_optimizer_lives(tmp_path):
+    """A notebook's last cell still holds it when the cell is run again."""
+    opts = []
+    for steps in (2, 4):
+        path = tmp_path / "log"
+        opts.append(zolab.MeZO(copy.deepcopy(BASE), lr=1e-2, eps=1e-2, journal=path))
+        lab.watch(opts[-1], cross, batches(opts[-1].steps), steps=steps)
+    assert opts[-1].steps == 4
+
+
 def test_the_curve_forgets_what_the_journal_does_not_have(tmp_path):
     path = tmp_path / "c.csv"
     curve = Curve(path)
