@@ -21,7 +21,7 @@ against, and to be broken in a chapter; for training use `zolab.MeZO`. What diff
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,22 @@ class PublishedMeZO:
         self.projected_grad = float((up - down) / (2 * self.eps))
         self.update()
         return self.losses[0]
+
+    def replay(
+        self,
+        log: Sequence[tuple[int, float]],
+        *,
+        probes: Sequence[float] = (1, -2, 1),
+    ) -> None:
+        """Play (step_seed, projected_grad) pairs on the base weights, no forward pass.
+
+        The bits are the live run's when the probes, whose rounding the weights have
+        kept, are walked as well. The published program has no such reader.
+        """
+        for self.step_seed, self.projected_grad in log:
+            for times in probes:
+                self.perturb(times)
+            self.update()
 
     @torch.no_grad()
     def perturb(self, times: float) -> None:

@@ -8,7 +8,7 @@ the reader's lines with the package, `figure`, `line` and `frames` draw, `predic
 from zolab.lab.claims import claim
 from zolab.lab.compare import compare, mean_se, sharpest, train, within
 from zolab.lab.exercises import check, exercise, hint, solution
-from zolab.lab.figures import figure, line, mark, tag
+from zolab.lab.figures import bars, figure, line, mark, tag
 from zolab.lab.language import device, live, sentiment_runs
 from zolab.lab.notes import notes
 from zolab.lab.readout import ReadOut, states
@@ -21,6 +21,7 @@ from zolab.lab.widgets import frames, predict
 
 __all__ = [
     "ReadOut",
+    "bars",
     "begin",
     "check",
     "claim",

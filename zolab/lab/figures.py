@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -30,6 +30,7 @@ STYLES = (
     ("#000000", (0, (5, 1)), "v"),
     ("#56B4E9", (0, (1, 1)), "P"),
 )
+HATCHES = ("", "////", "....", "xxxx", "----", "++++")
 DPI = 150
 COLORS = 64
 LOOK = {
@@ -171,3 +172,31 @@ def mark(ax: Any, y: float, label: str) -> None:
         textcoords="offset points",
         color="#555555",
     )
+
+
+def bars(
+    ax: Any,
+    values: Mapping[str, float],
+    notes: Sequence[str] = (),
+    *,
+    style: int = 0,
+    part: int = 0,
+    parts: int = 1,
+) -> None:
+    """Horizontal bars, the first name on top, each with its note to the right.
+
+    `part` of `parts` bars share a name's place, in style 0 to 5; the hatch tells them
+    apart where colours do not.
+    """
+    color, height = STYLES[style][0], 0.8 / parts
+    places = [i + (part + 0.5) * height - 0.4 for i in range(len(values))]
+    sizes = list(values.values())
+    ax.barh(
+        places, sizes, 0.9 * height, color=color, hatch=HATCHES[style], edgecolor="w"
+    )
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.4, -0.6)
+    ax.grid(visible=False, axis="y")
+    ax.set_axisbelow(True)
+    for place, size, note in zip(places, sizes, notes, strict=False):
+        tag(ax, size, place, note, style=style)
