@@ -576,6 +576,14 @@ def test_unseen_parameters_are_named():
         )
 
 
+def test_a_closure_on_another_copy_is_named():
+    model, other = mlp(), mlp()
+    before = copy.deepcopy(model)
+    with pytest.raises(UnseenSlotError, match="none of the .* another copy"):
+        zolab.MeZO(model).step(closure(other))
+    assert same_bits(model, before)
+
+
 @pytest.mark.parametrize("how", ["wrapped", "in place", "part"])
 def test_compiled_models_are_refused(how):
     model = mlp()

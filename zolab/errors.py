@@ -25,7 +25,8 @@ class NonFiniteLossError(LossError):
         super().__init__(
             f"step {step}: the probes' losses are {list(losses)}, expected finite "
             "numbers. The step was refused, nothing moved, and the next step asks a "
-            "new direction. Smaller eps or lr, or fp32 losses, usually help."
+            "new direction. Smaller eps or lr, or fp32 losses, usually help; not where "
+            "the data gives no loss (labels that are all -100) or the weights are lost."
         )
 
 

@@ -240,9 +240,18 @@ def _compare(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     for key in wanted:
         if key in found and found[key] != wanted[key]:
             raise JournalError(
-                f"{path} belongs to another run: its {key} is {_short(found[key])}, "
-                f"this one has {_short(wanted[key])}"
+                f"{path} belongs to another run: "
+                + _difference(f"its {key}", found[key], wanted[key])
             )
+
+
+def _difference(name: str, found: Any, wanted: Any) -> str:
+    """Of two settings with the same names, only those that differ."""
+    both = isinstance(found, dict) and isinstance(wanted, dict)
+    if both and found.keys() == wanted.keys():
+        keys = [k for k in found if found[k] != wanted[k]]
+        found, wanted = ({k: x[k] for k in keys} for x in (found, wanted))
+    return f"{name} is {_short(found)}, this one has {_short(wanted)}"
 
 
 def _short(x: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,7 +110,9 @@ def _cpu_meter() -> tuple[Callable[[], None], Callable[[], float]]:
             clear.write_text("5")
 
     def peak() -> float:
-        if not status.exists():  # macOS counts bytes
+        if not status.exists():  # macOS counts bytes; Windows has no such module
+            import resource
+
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         lines = status.read_text().splitlines()
         high = next(x for x in lines if x.startswith("VmHWM"))

@@ -76,26 +76,28 @@ class Seal:
         now = self._look()
         if now == self.found:
             return
-        pairs = zip(self.space, now[0], self.found[0], strict=True)
+        pairs = zip(self.space, now, self.found, strict=True)
         moved = [s.name for s, a, b in pairs if a != b]
         raise BaseChangedError(
-            f"the weights of {', '.join(moved[:3]) or 'some slot'} changed outside the "
+            f"the weights of {', '.join(moved[:3])} changed outside the "
             "optimizer, so its log no longer determines them. Undo the edit, or call "
             "opt.rebase() to accept it (a journal then gets a snapshot)."
         )
 
-    def _look(self) -> tuple[list[tuple[int, int]], int]:
-        where = [(s.params[0].data_ptr(), s.params[0]._version) for s in self.space]
+    def _look(self) -> list[tuple[int, int, int]]:
         samples = []
         for s in self.space:
             flat = s.base.view(-1)
             samples.append(flat[:: max(1, flat.numel() // 64)][:64].float())
-        devices = {x.device for x in samples}
-        crc = 0
-        for device in sorted(devices, key=str):
-            part = torch.cat([x for x in samples if x.device == device])
-            crc = zlib.crc32(part.cpu().numpy().tobytes(), crc)
-        return where, crc
+        crc = [0] * len(samples)
+        for device in {x.device for x in samples}:  # one transfer each
+            here = [i for i, x in enumerate(samples) if x.device == device]
+            part = torch.cat([samples[i] for i in here]).cpu().numpy()
+            ends = np.cumsum([samples[i].numel() for i in here])
+            for i, values in zip(here, np.split(part, ends[:-1]), strict=True):
+                crc[i] = zlib.crc32(values.tobytes())
+        first = (s.params[0] for s in self.space)
+        return [(p.data_ptr(), p._version, c) for p, c in zip(first, crc, strict=True)]
 
 
 @contextmanager

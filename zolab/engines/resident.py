@@ -86,6 +86,12 @@ class Resident:
         if self._checked:
             return
         unseen = [s.name for s in self.space if s.name not in self.seen]
+        if len(unseen) == len(self.space):
+            raise UnseenSlotError(
+                f"the closure read none of the {len(unseen)} parameters: does it call "
+                "another copy of the model, or return a number that was computed "
+                "outside of it?"
+            )
         if unseen:
             raise UnseenSlotError(
                 f"{len(unseen)} of {len(self.space)} parameters were never read by a "
