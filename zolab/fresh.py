@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# They show what others computed, or find and run chapters.
-PAGES = {"claims", "exercises", "figures", "live", "records", "same", "scales", "show"}
-SHOWING = {"zolab", "zolab.lab", "zolab.lab.widgets"} | {
-    f"zolab.lab.{m}" for m in PAGES
-}
-SHOWING |= {f"zolab.{m}" for m in ("chapters", "doctor", "errors", "fresh")}
-SHOWING |= {"zolab.ipython_shim"}
+# Modules that find, show or mark what others computed, and packages that only gather
+# names: a change there changes no number.
+PAGES = {"claims", "curve", "exercises", "figures", "notes", "pages", "records", "same"}
+PAGES |= {"scales", "screen", "show", "widgets"}
+ROOMS = {"chapters", "doctor", "errors", "fresh", "ipython_shim"}
+ROOMS |= {"lab", "engines", "estimators", "integrations", "optimizers", "suggestion"}
+ROOMS |= {"tasks"}
+SHOWING = {"zolab", *(f"zolab.{m}" for m in ROOMS), *(f"zolab.lab.{m}" for m in PAGES)}
 
 
 def loaded() -> list[str]:
