@@ -99,6 +99,13 @@ def test_another_run_is_named(tmp_path):
         Journal(path, HEADER | {"seed": 7})
 
 
+def test_of_a_setting_only_what_differs_is_named(tmp_path):
+    path = written(tmp_path / "a", 1, estimator={"name": "SPSA", "eps": 0.5})
+    with pytest.raises(JournalError, match="another run") as why:
+        Journal(path, HEADER | {"estimator": {"name": "SPSA", "eps": 0.25}})
+    assert 'estimator is {"eps": 0.5}, this one has {"eps": 0.25}' in str(why.value)
+
+
 @pytest.mark.parametrize("content", [b"hello world, not a log", b"zolab log 1\n\x05"])
 def test_not_a_journal(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
