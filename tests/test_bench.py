@@ -7,7 +7,7 @@ import torch
 
 from zolab.bench import journal, memory, methods, precision, step
 from zolab.bench.__main__ import main
-from zolab.bench.record import Line, write
+from zolab.bench.record import RESULTS, Line, write
 from zolab.bench.shapes import SHAPES, Setting, build
 
 TINY = Setting("cpu", "tiny", (1,), 2)
@@ -120,6 +120,22 @@ def test_suggestion_sweeps_around_its_lr(tmp_path, capsys):
     assert [len(e) for e in row["ends"]] == [3] * len(record["factors"])
     assert row["best"] in [f * row["lr"] for f in record["factors"]]
     assert row["start"] != row["ends"][2][0]
+
+
+def test_pictures_are_drawn_from_the_records(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    from zolab.bench import picture
+
+    for draw in (picture.draw, picture.draw_curves):
+        with Image.open(draw(tmp_path / "x.png")) as drawn:
+            assert drawn.width == 660 and len(drawn.convert("L").getcolors()) > 10
+    record = json.loads((RESULTS / "bench-methods-cpu-smollm2-135m.json").read_text())
+    losses = [run["points"][-1][2] for run in record["methods"]["mezo"]["runs"]]
+    assert f"MeZO ends at {sum(losses) / len(losses):.2f}" in picture.ALT
+    for page in ("book/index.md", "README.md"):
+        text = " ".join((RESULTS.parents[2] / page).read_text("utf-8").split())
+        assert "front.png" not in text or picture.ALT in text, f"{page}: alt text"
 
 
 def test_journal_bytes_and_replay():

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from zolab.bench.methods import EPS
 from zolab.bench.record import RESULTS
 
 METHODS = "bench-methods-cpu-smollm2-135m.json"
@@ -71,6 +72,12 @@ def methods_table() -> str:
                 str(len(steps)),
             ]
         )
+        if name == "inference" and (fitted := _fitted(row)):
+            nats, right = zip(
+                *((b["loss"], b["accuracy"]) for b in fitted), strict=True
+            )
+            numbers = [_span(nats), _span(right, 2), str(len(fitted))]
+            rows.append(["one fitted scalar", "-", "-", "-", "-", *numbers])
     head = ["", "peak MB", "over inference", "s a step", "steps", "loss", "accuracy"]
     return table([*head, "seeds"], rows)
 
@@ -84,12 +91,17 @@ def methods_words() -> str:
         for k in ("inference", "mezo", "adamw", "lora")
     )
     floor = peak(m["inference"])
+    scalar = "; how much of it one scalar would reach was not measured"
+    if fitted := _fitted(m["inference"]):
+        mean = statistics.mean(b["accuracy"] for b in fitted)
+        scalar = f"; one scalar, fitted on {fitted[0]['fitted_on']} sentences, "
+        scalar += f"reaches {mean:.0%}"
     advice = record["suggestion"]
     return (
         f"After {s['seconds']:.0f} seconds of training AdamW stands at a held-out loss "
         f"of {adamw[0]:.2f} and LoRA at {lora[0]:.2f}; MeZO went from {start[0]:.2f} "
         f"to {mezo[0]:.2f}. The accuracies are {adamw[1]:.0%}, {lora[1]:.0%} and "
-        f"{mezo[1]:.0%}, from {start[1]:.0%}. For this AdamW took "
+        f"{mezo[1]:.0%}, from {start[1]:.0%}{scalar}. For this AdamW took "
         f"{peak(m['adamw']) / floor:.1f} times the memory of inference, LoRA "
         f"{peak(m['lora']) / floor:.2f} and MeZO {peak(m['mezo']) / floor:.2f} times. "
         f"MeZO's lr, {advice['lr']:.1e}, is what `zolab.suggest` said after "
@@ -111,11 +123,11 @@ def methods_setting() -> str:
         "shared, so seconds are rough. Peak memory is that of the process, Python and "
         "torch included. No lr was tuned: "
         + "; ".join(
-            f"{row['label']} {row['runs'][0]['lr']:.2g} ({row['lr_from']})"
+            f"{row['label']} {row['runs'][0]['lr']:.1e} ({row['lr_from']})"
             for name, row in r["methods"].items()
             if name != "inference"
         )
-        + f". `{r['command']}`*"
+        + f"; MeZO's eps is {EPS:g}. `{r['command']}`*"
     )
 
 
@@ -185,6 +197,11 @@ def suggestion_setting() -> str:
         f"loss of {seeds} seeds at each lr, one thread of a CPU, torch "
         f"{r['versions']['torch']}. `{r['command']}`*"
     )
+
+
+def _fitted(row: dict[str, Any]) -> list[dict[str, float]]:
+    """The bias-only row of each seed; empty when it was not measured."""
+    return [run["bias_only"] for run in row["runs"] if "bias_only" in run]
 
 
 def _span(x: Sequence[float], digits: int = 2) -> str:
