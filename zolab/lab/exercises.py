@@ -96,14 +96,13 @@ def exercise(name: str) -> None:
     show(Shown(f"{head}\n{question}", html))
 
 
-def check(name: str, answer: Any) -> bool:
-    """Whether a function (or a plain value) is right; or what was misunderstood."""
+def check(name: str, answer: Any) -> None:
+    """Say whether a function (or a plain value) is right, or what was misunderstood."""
     verdict, said = judge(name, answer)
     if verdict != "empty":
         _tried.add(name)
         _score(name, verdict)
     say(f"{name}: {said}")
-    return verdict == "right"
 
 
 def hint(name: str, number: int = 1) -> None:
