@@ -68,7 +68,7 @@ def draw(path: Path = IMAGES / "front.png") -> Path:
     record = load(METHODS)
     m, curves = record["methods"], _curves(record)
     floor = peak(m["inference"]) / 1000
-    with canvas(ALT, "Held-out loss and peak memory", 440, 400, 2) as (axes, image):
+    with canvas(ALT, "Held-out loss and peak memory", 440, 360, 2) as (axes, image):
         memory, seconds = axes
         for name, label, style, (dy, dt) in SHOWN:
             losses = curves[name][-1][1]

@@ -10,7 +10,7 @@ arXiv:2305.17333. It exists to match the authors' program bit for bit, to be mea
 against, and to be broken in a chapter; for training use `zolab.MeZO`. What differs:
 
 - (theta + eps z) - 2 eps z + eps z is not theta. The weights walk at random, by 4e-8
-  (fp32), 4e-4 (fp16) or 2e-3 (bf16) of their size a step, lr = 0 included; times
+  (fp32), 5e-4 (fp16) or 4e-3 (bf16) of their size a step, lr = 0 included; times
   sqrt(steps). A typical update is 5e-5 to 5e-4.
 - In bf16 a probe of 1e-3 moves 3 % of the norm gains, the update assumes all.
 - z comes from torch's global generator, which is seeded anew four times a step: z

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -138,15 +139,15 @@ def chapter_map() -> str:
     for level in range(max(depth.values()) + 1):
         row = [n for n in depth if depth[n] == level]
         for i, n in enumerate(row):
-            at[n] = 170 + (i - (len(row) - 1) / 2) * 165, 30 + 74 * level
+            at[n] = 170 + (i - (len(row) - 1) / 2) * 165, 32 + 78 * level
     lines, boxes, words = "", "", []
     for n, c in book().items():
         x, y = at[n]
         for x0, y0 in (at[need] for need in _nearest(c.about.needs)):
-            lines += f'<line x1="{x0}" y1="{y0 + 25}" x2="{x}" y2="{y - 25}"/>'
+            lines += f'<line x1="{x0}" y1="{y0 + 28}" x2="{x}" y2="{y - 28}"/>'
         boxes += _box(c, x, y)
         words.append(f"{n} needs {', '.join(c.about.needs) or 'nothing'}")
-    height = 74 * (max(depth.values()) + 1)
+    height = 78 * (max(depth.values()) + 1)
     return (
         f'<svg class="zolab-map" viewBox="0 0 340 {height}" role="group" '
         f'aria-label="Map of the chapters: {"; ".join(words)}">{lines}{boxes}</svg>'
@@ -165,10 +166,14 @@ def _all_needs(number: str) -> set[str]:
 
 
 def _box(c: chapters.Chapter, x: float, y: float) -> str:
-    title = escape(c.title if len(c.title) <= 24 else c.title[:23] + "…")
+    head = f"{c.number} · {c.about.minutes} min"
+    lines = textwrap.wrap(c.title, 24)[:2]
+    top = y - 10 if len(lines) > 1 else y - 3
+    words = "".join(
+        f'<text x="{x}" y="{top + 15 * i}">{part}</text>'
+        for i, part in enumerate([f"<tspan>{head}</tspan>", *map(escape, lines)])
+    )
     return (
         f'<a href="../notebooks/{c.path.stem}.html">'
-        f'<rect x="{x - 78}" y="{y - 25}" width="156" height="50" rx="6"/>'
-        f'<text x="{x}" y="{y - 5}"><tspan>{c.number} · {c.about.minutes} min</tspan>'
-        f'</text><text x="{x}" y="{y + 13}">{title}</text></a>'
+        f'<rect x="{x - 78}" y="{y - 28}" width="156" height="56" rx="6"/>{words}</a>'
     )
