@@ -12,6 +12,7 @@ from browser import DESKTOP, PHONE, chromium, complaints, outside, size
 
 from zolab import chapters
 from zolab.lab import claims, pages
+from zolab.lab.same import same
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = chapters.find(ROOT / "notebooks")
@@ -166,6 +167,15 @@ def test_the_front_page_fits_a_phone_before_its_doors(html, browser):
     targets = [d.get_attribute("href") for d in doors]
     assert len(targets) == 3
     assert all((html / "book" / t.rsplit("/book/")[-1]) or t for t in targets)
+
+
+def test_the_front_pages_lines_do_what_they_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "book" / "index.md").read_text("utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(code, names := {})
+    same(names["again"], names["model"])
+    assert names["opt"].steps == 10
 
 
 def test_the_ledger_has_a_card_a_claim_worst_first_and_its_links_lead_somewhere(html):
