@@ -50,6 +50,8 @@ def alt_text(record: dict[str, Any]) -> str:
     start = statistics.mean(curves["mezo"][0][1])
     least = min(SHOWN, key=lambda x: peak(m[x[0]]))[1]
     last = max(SHOWN, key=lambda x: statistics.mean(curves[x[0]][-1][1]))[1]
+    scalar = _scalar(m)
+    said.append(f"one fitted scalar, with no training at all, reaches {scalar:.2f}")
     end = f"{least} needs the least memory, {last} learns slowest."
     if least == last:
         end = f"{least} needs the least memory and learns slowest."
@@ -61,9 +63,15 @@ def alt_text(record: dict[str, Any]) -> str:
     )
 
 
+def _scalar(methods: dict[str, Any]) -> float:
+    """The loss that one fitted scalar reaches, mean over seeds."""
+    runs = methods["inference"]["runs"]
+    return statistics.mean(run["bias_only"]["loss"] for run in runs)
+
+
 def draw(path: Path = IMAGES / "front.png") -> Path:
     """Loss against peak memory, and against seconds, from the record."""
-    from zolab.lab.figures import canvas, line, tag
+    from zolab.lab.figures import canvas, line, mark, tag
 
     record = load(METHODS)
     m, curves = record["methods"], _curves(record)
@@ -85,6 +93,13 @@ def draw(path: Path = IMAGES / "front.png") -> Path:
         memory.annotate(
             "inference alone", (floor, 0.03), xycoords=("data", "axes fraction"),
             xytext=(4, 0), textcoords="offset points", color="#555555",
+        )  # fmt: skip
+        for ax in axes:
+            mark(ax, _scalar(m), "")
+        memory.annotate(
+            "one fitted scalar", (0.98, _scalar(m)), xytext=(0, 2), ha="right",
+            xycoords=("axes fraction", "data"), textcoords="offset points",
+            color="#555555",
         )  # fmt: skip
         memory.set(xlabel="peak memory of the process, GB", ylabel="loss at the end")
         memory.set_xlim(0, 1.25 * max(peak(m[name]) for name, *_ in SHOWN) / 1000)

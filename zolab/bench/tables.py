@@ -94,8 +94,13 @@ def methods_words() -> str:
     scalar = "; how much of it one scalar would reach was not measured"
     if fitted := _fitted(m["inference"]):
         mean = statistics.mean(b["accuracy"] for b in fitted)
-        scalar = f"; one scalar, fitted on {fitted[0]['fitted_on']} sentences, "
-        scalar += f"reaches {mean:.0%}"
+        least = statistics.mean(b["loss"] for b in fitted)
+        more = "less" if mezo[0] > least else "more"
+        scalar = f"; one scalar, fitted on {fitted[0]['fitted_on']} sentences, reaches "
+        scalar += (
+            f"{least:.2f} and {mean:.0%}, so in this time MeZO learned {more} than "
+        )
+        scalar += "a scalar"
     advice = record["suggestion"]
     return (
         f"After {s['seconds']:.0f} seconds of training AdamW stands at a held-out loss "
