@@ -55,9 +55,10 @@ EXERCISES = {
         stars=2,
         question="data holds records of 16 bytes: crc, step, lr, coefficient, as "
         "struct '<IIff', and no header. A crc is zlib.crc32 of the 12 bytes after it, "
-        "begun at the crc of the record before (0 for the first). Return the list of "
-        "coefficients up to the first record that is torn or fails its checksum. Your "
-        "first log has {n} records; the last write died after {left} bytes.",
+        "begun at the crc of the record before (0 for the first). Return, without "
+        "raising, the list of coefficients up to the first record that is torn or "
+        "fails its checksum. Your first log has {n} records; the last write died after "
+        "{left} bytes.",
         variant=logs,
         hints=(
             "How many bytes must be left for a whole record? The rest is no record.",
@@ -81,14 +82,15 @@ EXERCISES = {
         kind="break",
         minutes=12,
         stars=2,
-        question="The run had weight_decay = wd = {wd}. Rebuild one weight from records "
-        "(z, lr, g) without it and see how far off you end. Then repair it: return the "
-        "weight of equation (1) after all records.",
+        question="The run had weight_decay = wd = {wd}. A rebuild of one weight from "
+        "its records (z, lr, g) says w = w - lr * g * z, and does not end where the "
+        "run did. Repair it: return the weight of equation (1) after all records. "
+        "Leave its roundings away.",
         variant=decays,
         hints=(
             "Equation (1) multiplies the old weight first, and only that.",
             "w = (1 - lr * wd) * w - lr * g * z",
         ),
-        tol=1e-6,
+        tol=1e-5,
     ),
 }

@@ -9,7 +9,8 @@ from helpers import bits, closure, mlp, same_bits
 import zolab
 from zolab import direction, lab, make_key
 from zolab.engines.inplace import PublishedMeZO
-from zolab.lab import claims
+from zolab.gradient import round16, round32
+from zolab.lab import claims, exercises
 from zolab.lab.figures import canvas
 
 STEPS = 20
@@ -151,6 +152,16 @@ def test_the_published_replay_ends_where_its_log_does():
     before = bits(model)
     PublishedMeZO(model).replay([])
     assert all(torch.equal(a, b) for a, b in zip(bits(model), before, strict=True))
+
+
+@pytest.mark.parametrize("student", ["", "ada", "emmy", "grace", "sofya"])
+def test_an_answer_that_rounds_as_equation_1_is_right(student):
+    def rounded(w, records, wd):
+        for z, lr, g in records:
+            w = round32(round32(round32(1 - lr * wd) * w) + round16(-lr * g) * z)
+        return w
+
+    assert exercises.judge("13.decay", rounded, student)[0] == "right"
 
 
 def test_bars_stand_in_order_with_their_notes():

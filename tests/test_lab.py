@@ -1,5 +1,6 @@
 """lab: scale, claims, same, figures, exercises; and that none of it needs Jupyter."""
 
+import copy
 import json
 import re
 import subprocess
@@ -108,6 +109,19 @@ def test_same_says_where():
     with pytest.raises(NotTheSame):
         same(torch.tensor(float("nan")), torch.tensor(0.0), tol=1.0)
     same(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+
+
+def test_same_counts_tied_tensors_once_and_compares_them_all(capsys):
+    tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    apart = copy.deepcopy(tied)
+    tied[1].weight = tied[0].weight
+    same(tied, copy.deepcopy(tied))
+    assert "same: 9 numbers, equal bits" in capsys.readouterr().out
+    with pytest.raises(NotTheSame, match=r"1\.weight"):
+        same(apart, tied)
+    apart[1].load_state_dict(apart[0].state_dict())
+    same(tied, apart)  # as many as theirs has
+    assert "same: 18 numbers, equal bits" in capsys.readouterr().out
 
 
 def test_a_figure_needs_words_and_has_them(capsys):

@@ -19,7 +19,8 @@ def same(mine: Any, theirs: Any, *, tol: float | None = None) -> None:
     """Numbers, tensors, lists, dicts or modules: equal bits, or within `tol`.
 
     `tol` is relative to the largest magnitude of `theirs` in the same tensor. Says how
-    much was compared; raises NotTheSame with the place and both values.
+    many numbers were compared, tied tensors once; raises NotTheSame with the place and
+    both values.
     """
     left, right = dict(_flatten(mine)), dict(_flatten(theirs))
     if left.keys() != right.keys():
@@ -28,7 +29,8 @@ def same(mine: Any, theirs: Any, *, tol: float | None = None) -> None:
     worst = 0.0
     for place, a in left.items():
         worst = max(worst, _compare(place, a, right[place], tol))
-    count = sum(t.numel() for t in right.values())
+    memory = {(t.data_ptr(), t.shape, t.stride()): t.numel() for t in right.values()}
+    count = sum(memory.values())
     how = "equal bits" if worst == 0 else f"within {worst:.1e} (allowed {tol:.0e})"
     say(f"same: {count:,} numbers, {how}")
 
