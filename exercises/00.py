@@ -25,12 +25,12 @@ EXERCISES = {
         kind="write",
         minutes=5,
         stars=1,
-        question="The height is up at theta + eps z and down at theta - eps z. "
-        "Return the number that multiplies z in the step of equation (1).",
+        question="The height is ahead at theta + eps z and behind at theta - eps z. "
+        "The step of equation (1) is theta + c z. Return c.",
         variant=heights,
         hints=(
             "If it is higher ahead than behind, which way should you walk?",
-            "The slope is (up - down) / (2 eps). A step goes against it.",
+            "The slope is (ahead - behind) / (2 eps). A step goes against it.",
         ),
     ),
     "eps": Exercise(
@@ -39,7 +39,7 @@ EXERCISES = {
         stars=2,
         question="On a loss that is no bowl the slope is off by c eps^2 (the third "
         "derivative) plus u / eps (rounding), say c = {c} and u = {u}. Return the eps "
-        "with the smallest sum.",
+        "with the smallest sum, to four digits.",
         variant=roundings,
         hints=(
             "One error grows with eps, the other as eps shrinks. What does the sum "

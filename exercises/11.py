@@ -56,8 +56,8 @@ EXERCISES = {
         kind="break",
         minutes=12,
         stars=2,
-        question="lr works for d equal live axes. Which lr for new_d of them? Then "
-        "break it: what happens in steps_needed with the old one?",
+        question="lr works for d equal live axes. Return the lr for new_d of them. "
+        "Then try: what does steps_needed(torch.ones(100), 1 / 10, 0) return, and why?",
         variant=rates,
         hints=(
             "The second-order cost of a step grows with |g z|^2, which is about d.",

@@ -27,6 +27,14 @@ SOLUTIONS = {
                 lambda up, down, eps, lr: -lr * (up - down) / eps,
                 "twice too long: the two points are 2 eps apart, not eps",
             ),
+            "slope": Wrong(
+                lambda up, down, eps, lr: (up - down) / (2 * eps),
+                "that is the slope g; the step is -lr times it",
+            ),
+            "no lr": Wrong(
+                lambda up, down, eps, lr: -(up - down) / (2 * eps),
+                "the sign is right and lr is missing",
+            ),
             "sign only": Wrong(
                 lambda up, down, eps, lr: -lr * (1 if up > down else -1),
                 "you kept the sign and threw the size away; equation (1) walks "
@@ -46,6 +54,14 @@ SOLUTIONS = {
                 lambda c, u: (u / c) ** (1 / 3),
                 "there the two errors are equal, which is close; the smallest sum is "
                 "where their slopes cancel, and eps^2 brings a factor 2",
+            ),
+            "half a root": Wrong(
+                lambda c, u: (u / (2 * c)) ** 0.5,
+                "the derivative is 2 c eps - u / eps^2: eps to the third, not squared",
+            ),
+            "the sum": Wrong(
+                lambda c, u: c * best_eps(c, u) ** 2 + u / best_eps(c, u),
+                "that is the smallest sum; the question asks at which eps it is",
             ),
             "root": Wrong(
                 lambda c, u: (u / c) ** 0.5,

@@ -60,6 +60,13 @@ def test_an_effect_counts_from_three_standard_errors(measured, se, verdict):
         assert mirrored == verdict
 
 
+def test_a_card_says_what_was_expected():
+    near = a_claim(expect="near", than=1.0, margin=0.25)
+    assert near.expected == "near 1 within 0.25"
+    assert a_claim(expect="above", than=0.0, margin=0.1).expected == "above 0 by 0.1"
+    assert a_claim(expect="below", than=1.2, margin=0.0).expected == "below 1.2"
+
+
 def test_only_the_papers_number_in_the_papers_setting_is_reproduced():
     near = {"expect": "near", "than": 2.0}
     assert a_claim(**near).judge(2.05) == "same direction"

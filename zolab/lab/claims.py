@@ -74,6 +74,13 @@ class Claim:
     record: str = ""
     recorded: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def expected(self) -> str:
+        """What must come out, in words: near 1 within 0.25, or above 0 by 0.1."""
+        word = "within" if self.expect == "near" else "by"
+        margin = f" {word} {self.margin:g}" if self.margin else ""
+        return f"{self.expect} {self.than:g}{margin}"
+
     def judge(self, measured: float | None, se: float | None = None) -> str:
         """The verdict on a measured number and its standard error."""
         if measured is None or not math.isfinite(measured):
@@ -130,7 +137,8 @@ class Row:
         """A line in a terminal, a card on a page."""
         c = self.claim
         text = f"{c.id} | paper: {self.paper} | ours: {self.ours} | {self.verdict}"
-        rows = {"paper": f"{self.paper}, {c.source}", "ours": self.ours}
+        rows = {"paper": f"{self.paper}, {c.source}", "expected": c.expected}
+        rows["ours"] = self.ours
         rows["verdict"] = self.verdict + (f" ({self.news})" if self.news else "")
         body = "".join(f"<div><b>{k}</b> {escape(v)}</div>" for k, v in rows.items())
         style = "border-left:4px solid #0072B2;padding:.2em .8em;margin:.5em 0"

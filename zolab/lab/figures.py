@@ -160,16 +160,17 @@ def tag(
     )
 
 
-def mark(ax: Any, y: float, label: str) -> None:
+def mark(ax: Any, y: float, label: str, *, right: bool = False) -> None:
     """A dashed horizontal line with its name above it: a bound or a paper's value."""
     ax.axhline(y, color="#555555", ls=(0, (2, 2)), lw=1)
-    where = (0.01, y)
+    where = (0.99 if right else 0.01, y)
     ax.annotate(
         label,
         where,
         xycoords=("axes fraction", "data"),
         xytext=(0, 2),
         textcoords="offset points",
+        ha="right" if right else "left",
         color="#555555",
     )
 

@@ -67,7 +67,7 @@ def _card(c: Claim, ours: Mapping[str, str] | None) -> str:
         "paper": f"{escape(c.paper)}{unverified}, {escape(c.source)}",
         "ours": here,
         "distance": escape(c.distance),
-        "margin": escape(c.why),
+        "expected": f"{c.expected}. {escape(c.why)}",
         "control": _control(c.control),
         "again": f"<code>{escape(c.command)}</code>",
     }
