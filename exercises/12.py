@@ -13,11 +13,14 @@ def walks(rng):
 
 
 def gains(rng):
-    # one gain in each kind of place, none where eps is exactly half a step
+    # gains of three powers of two, none where eps is exactly half a step; what a gain
+    # loses when it is stored is chosen so that forgetting to store it is seen
     def some():
         low = [rng.uniform(0.26, 0.49) for _ in range(rng.choice([2, 3]))]
-        mid = [rng.uniform(0.52, 0.98) for _ in range(3)]
-        high = [rng.uniform(1.1, 1.9) for _ in range(4)]
+        mid = [(rng.randrange(134, 250) + rng.uniform(0, 0.2)) / 256 for _ in range(3)]
+        high = [
+            (rng.randrange(140, 240) + rng.uniform(0.4, 0.48)) / 128 for _ in "abcd"
+        ]
         return low + mid + high
 
     return {"cases": [(some(), 1e-3), (some(), 2.5e-3), (some(), 1.5e-3)]}
@@ -28,9 +31,9 @@ def weights(rng):
 
     def case(i):
         g = torch.Generator().manual_seed(seed + i)
-        w = 0.1 * torch.randn(64, generator=g)
-        w[::8] = 1e-5 * torch.randn(8, generator=g)  # much smaller than the probe
-        return w.to(BF16), (1e-3 * torch.randn(64, generator=g)).to(BF16)
+        w = 0.1 * torch.randn(256, generator=g)
+        w[::8] = 1e-5 * torch.randn(32, generator=g)  # much smaller than the probe
+        return w.to(BF16), (1e-3 * torch.randn(256, generator=g)).to(BF16)
 
     return {"cases": [case(0), case(1), case(2)]}
 
@@ -42,7 +45,7 @@ EXERCISES = {
         stars=1,
         question="A probe is much larger than the weight's ulp. How far from its start "
         "is the weight after n steps of learning rate 0 (n = {n}, say)? Root mean "
-        "square, in the units of ulp.",
+        "square, in the same units as the argument ulp.",
         variant=walks,
         hints=(
             "What is left after one step? Equation (2): 0 or one ulp. How often?",
@@ -53,8 +56,8 @@ EXERCISES = {
         kind="break",
         minutes=12,
         stars=2,
-        question="gains is a list of floats, stored in bf16. Which share of them does "
-        "a probe of +eps (z = 1 everywhere) move at all?",
+        question="gains is a list of floats; a bf16 model stores each rounded. Which "
+        "share of the stored ones does a probe of +eps (z = 1 everywhere) move at all?",
         variant=gains,
         hints=(
             "Between 1 and 2 the bf16 numbers are 2**-7 apart, between 0.5 and 1 half "

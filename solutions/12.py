@@ -18,6 +18,11 @@ def moved_share(gains, eps):
     return ((g.float() + eps).to(BF16) != g).double().mean()
 
 
+def rounded_late(gains, eps):
+    g = torch.tensor(gains)
+    return ((g + eps).to(BF16) != g.to(BF16)).double().mean()
+
+
 def share_beyond(part):
     """Thresholds that people take instead of half an ulp of each gain."""
 
@@ -56,6 +61,15 @@ def what_was_added(w, e):
     return torch.stack([up, down, down + (back - down)])
 
 
+def in_fp32(w, e):
+    return repaired(w.float(), e.float())
+
+
+def half_repaired(w, e):
+    up = w + e
+    return torch.stack([up, up - 2 * e, w])
+
+
 SOLUTIONS = {
     "drift": Solution(
         right=drift,
@@ -69,6 +83,10 @@ SOLUTIONS = {
                 lambda n, ulp: ulp * math.sqrt(n),
                 "right law, but not every step moves: only those whose e lies further "
                 "than a quarter of an ulp from a whole number of ulps, which is half",
+            ),
+            "in ulps": Wrong(
+                lambda n, ulp: math.sqrt(n / 2),
+                "right, counted in ulps; an ulp is `ulp` long: multiply by it",
             ),
             "three roundings": Wrong(
                 lambda n, ulp: ulp * math.sqrt(n / 4),
@@ -87,8 +105,13 @@ SOLUTIONS = {
         wrong={
             "negligible": Wrong(
                 lambda gains, eps: 1.0,
-                "you took the rounding for negligible: every gain moves by eps. Half "
-                "an ulp of a gain near 1 is 2**-8, four times a probe of 1e-3",
+                "every gain moves only if you take the rounding for negligible, or "
+                "compare with gains that were never stored. Half an ulp of a gain just "
+                "above 1 is 2**-8, four times a probe of 1e-3",
+            ),
+            "rounded late": Wrong(
+                rounded_late,
+                "the model holds the rounded gain: round the gain first, then add eps",
             ),
             "a whole ulp": Wrong(
                 share_beyond(ulp_of),
@@ -108,10 +131,18 @@ SOLUTIONS = {
                 published,
                 "that is +e, -2e, +e: down and after stand on what rounding left",
             ),
+            "in fp32": Wrong(
+                in_fp32,
+                "the loss sees bf16: up and down are each rounded once",
+            ),
+            "half repaired": Wrong(
+                half_repaired,
+                "after is right; down was rounded twice, for it stands on up",
+            ),
             "own rounding": Wrong(
                 by_own_rounding,
-                "subtracting e again is rounded once more: w + e - e is not w. To undo "
-                "a rounding you must know what it threw away, or never write",
+                "subtracting e again is rounded once more: w + e - e need not be w. "
+                "To undo a rounding you must know what it threw away, or never write",
             ),
             "what was added": Wrong(
                 what_was_added,
