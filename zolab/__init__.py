@@ -18,7 +18,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from zolab.engines import Resident
     from zolab.errors import ZolabError
-    from zolab.estimators import SPSA, OneSided
+    from zolab.estimators import (
+        FZOO,
+        SPSA,
+        SVRG,
+        EvolutionStrategy,
+        OneSided,
+        RankSGD,
+    )
     from zolab.gradient import Direction, Probe, Update, ZOGradient
     from zolab.journal import Journal
     from zolab.models import load_model
@@ -32,6 +39,10 @@ _WHERE = {
     "ZolabError": "errors",
     "SPSA": "estimators",
     "OneSided": "estimators",
+    "FZOO": "estimators",
+    "EvolutionStrategy": "estimators",
+    "RankSGD": "estimators",
+    "SVRG": "estimators",
     "Direction": "gradient",
     "Probe": "gradient",
     "Update": "gradient",
@@ -50,13 +61,17 @@ _WHERE = {
 }
 
 __all__ = [
+    "FZOO",
     "SGD",
     "SPSA",
+    "SVRG",
     "Direction",
+    "EvolutionStrategy",
     "Journal",
     "MeZO",
     "OneSided",
     "Probe",
+    "RankSGD",
     "Resident",
     "Space",
     "Suggestion",
