@@ -318,8 +318,8 @@ def test_state_dict_continues(tmp_path):
 
 
 def test_unknown_names():
-    with pytest.raises(AttributeError, match="zolab has no 'Adam'"):
-        zolab.Adam  # noqa: B018
+    with pytest.raises(AttributeError, match="zolab has no 'Lion'"):
+        zolab.Lion  # noqa: B018
     with pytest.raises(ValueError, match="scratch is 'some'"):
         zolab.Resident(scratch="some")
     with pytest.raises(ValueError, match="no objective 'rank'; there are loss"):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from zolab.journal import Journal
     from zolab.models import load_model
     from zolab.noise import direction, make_key
-    from zolab.optimizers import SGD, MeZO, ZOOptimizer, replay
+    from zolab.optimizers import SGD, Adam, MeZO, Momentum, SignSGD, ZOOptimizer, replay
     from zolab.space import Space
     from zolab.suggestion import Suggestion, suggest
 
@@ -52,7 +52,10 @@ _WHERE = {
     "direction": "noise",
     "make_key": "noise",
     "SGD": "optimizers",
+    "Adam": "optimizers",
     "MeZO": "optimizers",
+    "Momentum": "optimizers",
+    "SignSGD": "optimizers",
     "ZOOptimizer": "optimizers",
     "replay": "optimizers",
     "Space": "space",
@@ -65,14 +68,17 @@ __all__ = [
     "SGD",
     "SPSA",
     "SVRG",
+    "Adam",
     "Direction",
     "EvolutionStrategy",
     "Journal",
     "MeZO",
+    "Momentum",
     "OneSided",
     "Probe",
     "RankSGD",
     "Resident",
+    "SignSGD",
     "Space",
     "Suggestion",
     "Update",

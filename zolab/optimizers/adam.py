@@ -1,0 +1,100 @@
+"""Adam for random signs and one query, where the second moment is one number.
+
+    g_t = c_t z_t with z * z = 1, so g_t * g_t = c_t^2 in every coordinate:
+    m_t = beta1 m_{t-1} + (1 - beta1) g_t         a window of keys, as in `momentum`
+    v_t = beta2 v_{t-1} + (1 - beta2) c_t^2       one number, exact
+    w  <- (1 - lr * weight_decay) * w
+          - lr * m_t / (1 - beta1^t) / (sqrt(v_t / (1 - beta2^t)) + adam_eps)
+
+t counts accepted steps. The decay is AdamW's. This *is* dense Adam on these gradients
+(to beta1^W), and shows what it can do here: with one number for all coordinates there
+is no adaptation per weight, only a step whose length does not depend on the loss's
+scale. A gain of Adam over momentum must come from there, or from z that are not signs.
+
+Cost: `terms()` directions a step, 44 at beta1 = 0.9, and no tensor. Any other family,
+or several queries, needs sum_i c_i^2 z_i * z_i with its cross terms coordinate by
+coordinate: no list of directions, and as a window at beta2 = 0.999 it would be some
+4,600 keys a step. Both are refused.
+
+D. P. Kingma and J. Ba, Adam, arXiv:1412.6980. I. Loshchilov and F. Hutter, AdamW,
+arXiv:1711.05101. Published MeZO-Adam and ZO-LLM's ZO-Adam (arXiv:2402.11592) keep both
+moments as dense tensors, twice the weights; ZO-LLM's takes no weight decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from zolab.gradient import Update, ZOGradient
+from zolab.optimizers.momentum import Window, check_beta, rewound, window_of
+from zolab.optimizers.sgd import SGD
+
+Moment = tuple[int, float, float, float]
+"""A step, v after it, and beta1^t and beta2^t."""
+
+
+class Adam:
+    """Adam on `family="rademacher"`, `num_queries=1`; one rule a run.
+
+    Raises ValueError, with nothing moved or logged, on any other gradient.
+    """
+
+    def __init__(
+        self,
+        *,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        adam_eps: float = 1e-8,
+        window: int | None = None,
+    ) -> None:
+        check_beta("beta1", beta1)
+        check_beta("beta2", beta2)
+        if not adam_eps > 0:  # or the first step without a slope divides 0 by 0
+            raise ValueError(f"adam_eps is {adam_eps}, expected a positive number")
+        size = window_of(beta1) if window is None else window
+        if size < 1:
+            raise ValueError(f"window is {window}, expected at least 1")
+        self.beta1, self.beta2, self.adam_eps = beta1, beta2, adam_eps
+        self.window = size
+        self._memory = Window(beta1, size)
+        self._moments: list[Moment] = []  # of the last two steps
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        names = ("beta1", "beta2", "adam_eps", "window")
+        return {"name": "Adam"} | {n: getattr(self, n) for n in names}
+
+    def terms(self) -> int:
+        """Directions that a step draws again for its update; SGD draws one."""
+        return self.window
+
+    def update(
+        self,
+        g: ZOGradient,
+        step: int,
+        lr: Sequence[float],
+        weight_decay: Sequence[float],
+    ) -> Update:
+        c = _coefficient(g)
+        m = self._memory.push(g * (1.0 - self.beta1), step)
+        past = rewound(self._moments, step)
+        _, v, b1, b2 = past[-1] if past else (-1, 0.0, 1.0, 1.0)
+        v = self.beta2 * v + (1.0 - self.beta2) * (c * c)
+        b1, b2 = b1 * self.beta1, b2 * self.beta2
+        self._moments = [*past[-1:], (step, v, b1, b2)]
+        scale = math.sqrt(v / (1.0 - b2)) + self.adam_eps
+        return SGD().update(m * (1.0 / (1.0 - b1) / scale), step, lr, weight_decay)
+
+
+def _coefficient(g: ZOGradient) -> float:
+    families = sorted({d.family for d, _ in g.terms})
+    if families != ["rademacher"] or len(g.terms) != 1:
+        raise ValueError(
+            f"Adam got {len(g.terms)} directions of {', '.join(families)}, expected 1 "
+            "of rademacher: only there is the second moment one number (z * z = 1). "
+            "Otherwise it is a tensor, or some 4,600 keys a step at beta2 = 0.999: "
+            "use Momentum"
+        )
+    return g.terms[0][1]
