@@ -41,7 +41,7 @@ def start(path=None, **changes):
         if opt.steps % 13 != 5:
             return opt.step(loss)
         with pytest.raises(NonFiniteLossError):
-            opt.step(lambda: float("nan"))
+            opt.step(lambda: float("nan") * loss())
 
     return model, opt, step
 
@@ -92,7 +92,8 @@ def kill_many(path, kills):
         words = b"".join(os.read(told, 4) for _ in range(rng.choice([0, 1, 2, 4])))
         time.sleep(rng.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status), "the run ended before it was killed"
         with os.fdopen(told, "rb") as f:
             words += f.read()
         if words:
