@@ -77,7 +77,8 @@ def family(name, dtype=FLOAT):
 def at_copy(name, dtype=FLOAT):
     f = family(name, dtype)
     with torch.no_grad(), Nothing():
-        return f.logits(moved(f.model)), f.loss(moved(f.model)), f.logits()
+        frozen = copy.deepcopy(f.model).requires_grad_(False)
+        return f.logits(moved(f.model)), f.loss(moved(f.model)), f.logits(frozen)
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BF16])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,10 +22,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Direction:
-    """z, named: `key` (64 bits) and `family`."""
+    """z, named: `key` (64 bits) and `family`; every element has variance 1.
+
+    `within` is a glob of slot names outside of which z is 0. Families with structure
+    need more: "low_rank" and "subspace" a second key, `right`, and a `rank`; of
+    "coordinate" `key` is the index of the one element of slot `within` that is 1.
+    """
 
     key: int
     family: str = "rademacher"
+    within: str = ""
+    right: int = 0
+    rank: int = 0
+
+    def moves(self, name: str) -> bool:
+        """Whether z is anything but 0 in the slot of this name."""
+        return not self.within or fnmatchcase(name, self.within)
 
 
 Term = tuple[Direction, float]
@@ -49,19 +62,22 @@ def round32(x: float) -> float:
 class Probe:
     """One point, theta + sum of terms, and the name of the closure to ask there.
 
-    An anchor (SVRG) needs no field: it is the terms that lead back to it, before the
-    probe's own.
+    With `want="jvp"` the point is theta itself, and the question is also the slope
+    along the sum of terms (forward-mode differentiation). An anchor (SVRG) needs no
+    field: it is the terms that lead back to it, before the probe's own.
     """
 
     terms: tuple[Term, ...] = ()
     objective: str = "loss"
+    want: str = "value"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back from a probe: a number. The objective is a black box."""
+    """What came back from a probe: a number, and the slope there if it was asked."""
 
     value: float
+    tangent: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,23 +85,25 @@ class ZOGradient:
     """sum of coefficient * z(direction), as a list.
 
     Scaling and adding are exact on the list: 2 * g doubles the coefficients, g + h
-    joins the lists.
+    joins the lists. `scalars` are numbers beside it that the log must hold (a
+    curvature, losses to use again); they are not scaled.
     """
 
     terms: tuple[Term, ...]
+    scalars: tuple[float, ...] = ()
 
     def __mul__(self, factor: float) -> ZOGradient:
-        return ZOGradient(tuple((d, c * factor) for d, c in self.terms))
+        return ZOGradient(tuple((d, c * factor) for d, c in self.terms), self.scalars)
 
     __rmul__ = __mul__
 
     def __add__(self, other: ZOGradient) -> ZOGradient:
-        return ZOGradient(self.terms + other.terms)
+        return ZOGradient(self.terms + other.terms, self.scalars + other.scalars)
 
     @property
     def nbytes(self) -> int:
         """Bytes that determine it: a coefficient a term (keys follow from the step)."""
-        return 4 * len(self.terms)
+        return 4 * (len(self.terms) + len(self.scalars))
 
     def to_dense(self, space: Space) -> dict[str, Tensor]:
         """The tensors it stands for, by slot name, fp32: for teaching and for tests."""
@@ -100,11 +118,16 @@ class ZOGradient:
 
 @dataclass(frozen=True)
 class Update:
-    """w <- decay[g] * w - lr[g] * sum coefficient * z, for a slot of group g."""
+    """w <- decay[g] * w - lr[g] * sum coefficient * z, for a slot of group g.
+
+    `curvature` is the direction and the size of what a diagonal Hessian takes in
+    before that, where the slots have one.
+    """
 
     terms: tuple[Term, ...]
     lr: tuple[float, ...]
     decay: tuple[float, ...]
+    curvature: Term | None = None
 
     def scales(self, group: int) -> list[float]:
         """What multiplies z: -lr * coefficient, rounded to 16 significant bits."""

@@ -12,11 +12,14 @@ reads or advances a global generator.
 
     rademacher    z[e] = +1 if bit e % 64 of h(e // 64) is set, else -1
     near_normal   z[e] = (popcount(h(e)) - 32) / 4
+    low_rank      z[i, j] = rank - 2 popcount((h(i) ^ g(j)) mod 2^rank)
 
 `near_normal` is a centred binomial of 64 bits: mean 0, variance 1, kurtosis 2.97,
 support [-8, 8] in steps of 1/4. Every value is a small dyadic number, so that a
 scale of at most 16 significant bits times z is exact in fp32 and a fused multiply-
-add cannot change a bit.
+add cannot change a bit. So is `low_rank`, the product U V' of two matrices of random
+signs with `rank` columns: h and g are the streams of two keys, and a sum of `rank`
+products of signs is one exclusive-or and one count.
 
 This file is the recipe in plain torch, and what the numba and Triton kernels of
 `zolab.storage` are tested against, bit for bit. mix64 is the finaliser of
@@ -96,6 +99,23 @@ def elements(stream: tuple[int, int], element: Tensor, family: str) -> Tensor:
         bit = (_hash(stream, element >> 6) >> (element & 63)) & 1
         return (2 * bit - 1).float()
     return (_popcount(_hash(stream, element)) - 32).float() * 0.25
+
+
+def low_rank(
+    left: tuple[int, int],
+    right: tuple[int, int],
+    rank: int,
+    element: Tensor,
+    columns: int,
+) -> Tensor:
+    """U V' at the row-major indices `element` of a matrix, fp32, variance `rank`.
+
+    U has a row of `rank` (at most 64) signs for each row, from stream `left`; V has one
+    for each of the `columns`, from `right`.
+    """
+    u, v = _hash(left, element // columns), _hash(right, element % columns)
+    unlike = _popcount((u ^ v) & _signed((1 << rank) - 1))
+    return (rank - 2 * unlike).float()
 
 
 def uniform_bits(stream: tuple[int, int], element: Tensor) -> Tensor:
