@@ -8,8 +8,8 @@ from torch import nn
 
 from zolab import SPSA, MeZO, OneSided, ZOOptimizer
 from zolab.engines import Resident
+from zolab.families import Keys
 from zolab.gradient import round16
-from zolab.noise import make_key
 from zolab.space import Space
 
 D, SIGMA = 100, 5  # dimension; standard errors that a mean may be off
@@ -39,7 +39,7 @@ def estimates(estimator, model, n, seed=0):
     engine.bind(model, space, seed=seed, rounding="nearest")
     out = []
     for step in range(n):
-        proposal = estimator.propose(lambda q, step=step: make_key(seed, step, q))
+        proposal = estimator.propose(Keys(seed, step))
         answers = engine.evaluate(next(proposal), {"loss": model})
         try:
             proposal.send(answers)

@@ -15,6 +15,7 @@ from zolab import FZOO, SPSA, SVRG, EvolutionStrategy, OneSided, RankSGD, ZOOpti
 from zolab.errors import NonFiniteLossError
 from zolab.estimators.rank import edge_weights
 from zolab.estimators.shaping import centred_ranks, zscore
+from zolab.families import Keys
 from zolab.gradient import Answer
 
 LR = 1e-2
@@ -28,19 +29,26 @@ EVERY = {
         4,
     ),
     "rank": (lambda: RankSGD(eps=1e-2, num_queries=5, best=2), 5),
-    "rank search": (lambda: RankSGD(eps=1e-2, num_queries=5, search=3, lr=LR), 9),
-    "svrg": (lambda: SVRG(lr=LR, eps=1e-2), 6),
+    "rank search": (lambda: RankSGD(eps=1e-2, num_queries=5, search=3), 9),
+    "svrg": (lambda: SVRG(eps=1e-2), 6),
     "svrg 3": (
-        lambda: SVRG(lr=LR, anchor_lr=2 * LR, eps=1e-2, inner=3, family="near_normal"),
+        lambda: SVRG(anchor=2.0, eps=1e-2, inner=3, family="near_normal"),
         14,
     ),
 }
 each = pytest.mark.parametrize("name", EVERY)
 
 
+class Numbers(Keys):
+    """Direction i has the key i."""
+
+    def __call__(self, query):
+        return query
+
+
 def coefficients(estimator, *rounds):
     """What the estimator makes of these losses, a list of losses an ask."""
-    proposal = estimator.propose(lambda i: i)
+    proposal = estimator.propose(Numbers(0, 0, (0.1,)))
     probes = next(proposal)
     for losses in rounds:
         assert len(probes) == len(losses)
@@ -287,7 +295,7 @@ def test_a_tie_is_no_edge():
     assert edge_weights([0.0, 0.0, 1.0, 2.0], 1) == [-2 / 3, -2 / 3, 2 / 3, 2 / 3]
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"best": 2}, {"search": 3, "lr": 0.05}])
+@pytest.mark.parametrize("kwargs", [{}, {"best": 2}, {"search": 3}])
 def test_an_increasing_map_changes_no_bit(kwargs):
     """exp of the loss and its cube give the same weights, minus the loss does not."""
     maps = [lambda x: x, torch.exp, lambda x: x**3, lambda x: -x]
@@ -308,7 +316,7 @@ def test_an_increasing_map_changes_no_bit(kwargs):
 def test_the_search_takes_the_best_of_what_it_asked():
     """The step lands, to the bit, on the point whose loss was the lowest."""
     model, taken = mlp(), set()
-    rank = RankSGD(eps=1e-2, num_queries=6, search=4, lr=1.0)
+    rank = RankSGD(eps=1e-2, num_queries=6, search=4)
     opt = ZOOptimizer(model, estimator=rank, lr=1.0)
     for _ in range(8):
         opt.step(closure(model))
@@ -319,7 +327,7 @@ def test_the_search_takes_the_best_of_what_it_asked():
 
 
 def test_the_search_prefers_the_shorter_of_equals():
-    rank = RankSGD(num_queries=2, search=2, lr=0.1)
+    rank = RankSGD(num_queries=2, search=2)
     first = [1.0, 2.0]
     assert coefficients(rank, first, [3.0, 3.0, 4.0]) == [0, 0]
     assert coefficients(rank, first, [3.0, 2.0, 2.0]) == [-0.5, 0.5]
@@ -352,7 +360,7 @@ def test_svrg_is_the_papers_loop():
     model = Data()
     cuts = [(0, 3), (3, 6), (6, 9)]
     anchor = model.w.detach().double().clone()
-    svrg = SVRG(lr=lr, anchor_lr=anchor_lr, inner=inner, eps=1e-3)
+    svrg = SVRG(anchor=anchor_lr / lr, inner=inner, eps=1e-3)
     opt = ZOOptimizer(model, estimator=svrg, lr=lr)
     named = {f"batch{j + 1}": model.rows(*cuts[j]) for j in (1, 2)}
     opt.step(model.rows(*cuts[0]), full=model.rows(), **named)
@@ -368,7 +376,7 @@ def test_svrg_is_the_papers_loop():
 
 
 def test_svrg_asks_the_same_direction_and_batch_at_both_points():
-    proposal = SVRG(lr=0.1, inner=2).propose(lambda i: i)
+    proposal = SVRG(inner=2).propose(Numbers(0, 0, (0.1,)))
     assert {p.objective for p in next(proposal)} == {"full"}
     for j, name in ((1, "loss"), (2, "batch2")):
         previous = [Answer(x) for x in ((2.0, 1.0) if j == 1 else (5.0, 3.0, 2.0, 1.0))]
@@ -388,7 +396,7 @@ def test_svrg_cancels_the_batchs_noise():
     corrected, plain = [], []
     for a in range(0, 12, 2):
         model = Data()
-        opt = ZOOptimizer(model, estimator=SVRG(lr=1e-3), lr=1e-3)
+        opt = ZOOptimizer(model, estimator=SVRG(), lr=1e-3)
         opt.step(model.rows(a, a + 2), full=model.rows())
         d, c = opt.last.gradient.terms[1]
         corrected.append(c)
@@ -400,7 +408,7 @@ def test_svrg_cancels_the_batchs_noise():
 
 def test_svrg_names_the_closure_that_is_missing():
     model = mlp()
-    opt = ZOOptimizer(model, estimator=SVRG(lr=LR), lr=LR)
+    opt = ZOOptimizer(model, estimator=SVRG(), lr=LR)
     with pytest.raises(ValueError, match="no objective 'full'"):
         opt.step(closure(model))
 
@@ -410,8 +418,8 @@ def test_they_descend(name):
     make = {
         "fzoo": lambda: FZOO(eps=1e-3),
         "es": lambda: EvolutionStrategy(eps=1e-3),
-        "rank search": lambda: RankSGD(num_queries=8, search=3, lr=0.05),
-        "svrg": lambda: SVRG(lr=2e-3),
+        "rank search": lambda: RankSGD(num_queries=8, search=3),
+        "svrg": lambda: SVRG(),
     }
     model = mlp()
     loss = closure(model)
@@ -439,12 +447,8 @@ def test_they_descend(name):
         (lambda: RankSGD(num_queries=4, best=5), "best is 5, expected 1 to 4"),
         (lambda: RankSGD(best=0), "best is 0"),
         (lambda: RankSGD(search=-1), "search is -1"),
-        (lambda: RankSGD(search=2), "search is 2 and lr is None"),
-        (lambda: RankSGD(lr=0.1), "search is 0 and lr is 0.1"),
-        (lambda: RankSGD(search=2, lr=math.nan), "lr is nan"),
-        (lambda: SVRG(lr=0.0), "lr is 0.0"),
-        (lambda: SVRG(lr=0.1, anchor_lr=math.inf), "anchor_lr is inf"),
-        (lambda: SVRG(lr=0.1, inner=0), "inner is 0"),
+        (lambda: SVRG(anchor=math.inf), "anchor is inf"),
+        (lambda: SVRG(inner=0), "inner is 0"),
     ],
 )
 def test_bad_settings(make, message):

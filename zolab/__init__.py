@@ -16,16 +16,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from zolab.coordinates import Coordinates
     from zolab.engines import Resident
     from zolab.errors import ZolabError
     from zolab.estimators import (
+        CGE,
         FZOO,
         SPSA,
         SVRG,
+        Conservative,
         EvolutionStrategy,
+        ForwardGradient,
+        HiZOO,
+        ModuleWise,
         OneSided,
         RankSGD,
     )
+    from zolab.families import Blocks, LowRank, Subspace
     from zolab.gradient import Direction, Probe, Update, ZOGradient
     from zolab.journal import Journal
     from zolab.models import load_model
@@ -37,12 +44,21 @@ if TYPE_CHECKING:
 _WHERE = {
     "Resident": "engines",
     "ZolabError": "errors",
-    "SPSA": "estimators",
-    "OneSided": "estimators",
-    "FZOO": "estimators",
+    "CGE": "estimators",
+    "Conservative": "estimators",
     "EvolutionStrategy": "estimators",
+    "FZOO": "estimators",
+    "ForwardGradient": "estimators",
+    "HiZOO": "estimators",
+    "ModuleWise": "estimators",
+    "OneSided": "estimators",
     "RankSGD": "estimators",
+    "SPSA": "estimators",
     "SVRG": "estimators",
+    "Coordinates": "coordinates",
+    "Blocks": "families",
+    "LowRank": "families",
+    "Subspace": "families",
     "Direction": "gradient",
     "Probe": "gradient",
     "Update": "gradient",
@@ -64,15 +80,23 @@ _WHERE = {
 }
 
 __all__ = [
+    "CGE",
     "FZOO",
     "SGD",
     "SPSA",
     "SVRG",
     "Adam",
+    "Blocks",
+    "Conservative",
+    "Coordinates",
     "Direction",
     "EvolutionStrategy",
+    "ForwardGradient",
+    "HiZOO",
     "Journal",
+    "LowRank",
     "MeZO",
+    "ModuleWise",
     "Momentum",
     "OneSided",
     "Probe",
@@ -80,6 +104,7 @@ __all__ = [
     "Resident",
     "SignSGD",
     "Space",
+    "Subspace",
     "Suggestion",
     "Update",
     "ZOGradient",

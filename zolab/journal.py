@@ -1,7 +1,7 @@
 """The log that is the checkpoint: sixteen bytes a step, append-only, checked.
 
     header   magic, length, JSON (seed, estimator, rule, slots, base hash, plan), crc
-    record   crc32 | kind and step | lr a group | coefficient a query      (fp32)
+    record   crc32 | kind and step | lr a group | coefficient a query | scalars (fp32)
 
 A record's crc continues the crc of all that stands before it, so a flipped bit, a
 missing record and a foreign one are all seen. Keys are not stored: direction i of
@@ -38,12 +38,13 @@ MAX_STEP = (1 << (32 - KIND_BITS)) - 1
 
 @dataclass(frozen=True)
 class Record:
-    """One line of the log; `lr` a group and `coefficients` a query, both fp32."""
+    """One line of the log, fp32: `lr` a group, `coefficients` a query, `scalars`."""
 
     kind: int
     step: int
     lr: tuple[float, ...] = ()
     coefficients: tuple[float, ...] = ()
+    scalars: tuple[float, ...] = ()
     payload: bytes = b""
 
 
@@ -79,8 +80,10 @@ class Journal:
                 assert header is not None
                 self.header = json.loads(json.dumps(header))
                 self.start, self.crc = self._write_header()
-            groups, queries = self.header["groups"], self.header["queries"]
-            self.layout = struct.Struct(f"<I{groups}f{queries}f")
+            self.wanted = tuple(
+                self.header.get(n, 0) for n in ("groups", "queries", "scalars")
+            )
+            self.layout = struct.Struct(f"<I{sum(self.wanted)}f")
             self.size = 4 + self.layout.size
             self.records, self.end = self._scan()
             if not readonly and self.end < os.fstat(self.fd).st_size:
@@ -90,10 +93,15 @@ class Journal:
             raise
 
     def append(
-        self, step: int, lr: Sequence[float], coefficients: Sequence[float]
+        self,
+        step: int,
+        lr: Sequence[float],
+        coefficients: Sequence[float],
+        scalars: Sequence[float] = (),
     ) -> None:
         """Write a step; JournalError (and the file as before) when it cannot be."""
-        self._write(Record(STEP, step, tuple(lr), tuple(coefficients)))
+        numbers = tuple(lr), tuple(coefficients), tuple(scalars)
+        self._write(Record(STEP, step, *numbers))
 
     def refuse(self, step: int) -> None:
         """Write that a step was refused: nothing moved."""
@@ -155,14 +163,15 @@ class Journal:
             raise JournalError(f"step {r.step} is outside 0..{MAX_STEP}")
         word = struct.pack("<I", r.kind << (32 - KIND_BITS) | r.step)
         if r.kind == STEP:
-            wanted = self.header["groups"], self.header["queries"]
-            found = len(r.lr), len(r.coefficients)
-            if found != wanted:
+            found = len(r.lr), len(r.coefficients), len(r.scalars)
+            if found != self.wanted:
                 raise JournalError(
-                    f"{found} learning rates and coefficients, expected {wanted}"
+                    f"{found} learning rates, coefficients and scalars, expected "
+                    f"{self.wanted}"
                 )
             return self.layout.pack(
-                r.kind << (32 - KIND_BITS) | r.step, *r.lr, *r.coefficients
+                r.kind << (32 - KIND_BITS) | r.step,
+                *(*r.lr, *r.coefficients, *r.scalars),
             )
         return word + r.payload.ljust(self.layout.size - 4, b"\0")
 
@@ -171,8 +180,8 @@ class Journal:
         kind, step = word >> (32 - KIND_BITS), word & MAX_STEP
         if kind == STEP:
             values = self.layout.unpack(body)[1:]
-            cut = self.header["groups"]
-            return Record(kind, step, values[:cut], values[cut:])
+            a, b = self.wanted[0], sum(self.wanted[:2])
+            return Record(kind, step, values[:a], values[a:b], values[b:])
         return Record(kind, step, payload=body[4:])
 
     def _scan(self) -> tuple[list[Record], int]:

@@ -123,6 +123,11 @@ def uniform_bits(stream: tuple[int, int], element: Tensor) -> Tensor:
     return (_hash(stream, element >> 2) >> ((element & 3) * 16)) & 0xFFFF
 
 
+def bits63(stream: tuple[int, int], element: Tensor) -> Tensor:
+    """63 uniform bits an element, as int64 that sorts."""
+    return _shift(_hash(stream, element), 1)
+
+
 # int64 arithmetic wraps like uint64; only a right shift whose high bits are kept must
 # be made logical.
 

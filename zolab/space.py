@@ -11,15 +11,19 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from zolab.errors import SpaceError
 from zolab.gradient import Direction
-from zolab.noise import direction, slot_id
+from zolab.noise import slot_id
+
+if TYPE_CHECKING:
+    from zolab.masks import Mask
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
 WRAPPERS = re.compile(r"(^|\.)(base_model\.model|base_layer|module|_orig_mod)(?=\.)")
@@ -31,17 +35,31 @@ def canonical(name: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
+class Curvature:
+    """A diagonal Hessian of a slot's shape, fp32, and how fast it is averaged.
+
+    Probes and updates are divided by its root.
+    """
+
+    hessian: Tensor
+    smooth: float
+
+
+@dataclass(frozen=True, eq=False)
 class Slot:
     """One tensor that moves: name, 64-bit id, shape, its parameters and its group.
 
     `params` holds every Parameter object that shares the storage (tied weights);
-    `group` is the index of the optimizer's param group.
+    `group` is the index of the optimizer's param group. `mask` says which elements
+    move (all, if None), `curvature` by how much.
     """
 
     name: str
     id: int
     params: tuple[nn.Parameter, ...]
     group: int = 0
+    mask: Mask | None = None
+    curvature: Curvature | None = None
 
     @property
     def base(self) -> Tensor:
@@ -60,10 +78,17 @@ class Slot:
     def numel(self) -> int:
         return self.params[0].numel()
 
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns when its first axis is set against the rest."""
+        rows = self.shape[0] if self.shape else 1
+        return rows, self.numel // rows
+
     def direction(self, d: Direction) -> Tensor:
-        """z of this slot, fp32, on the slot's device."""
-        device = self.params[0].device
-        return direction(d.key, self.id, self.shape, family=d.family, device=device)
+        """z of this slot, fp32, on the slot's device; masks and curvature left out."""
+        from zolab.storage import draw_all  # kernels know slots; this is for teaching
+
+        return draw_all(self, d)
 
 
 @dataclass(frozen=True)
@@ -124,6 +149,21 @@ class Space:
                 slots.append(replace(s, group=groups.pop()))
         if not slots:
             raise SpaceError("the param groups name no parameter of the model")
+        return Space(tuple(slots))
+
+    def masked(self, masks: Mapping[str, Mask]) -> Space:
+        """The same slots, of which those that `masks` names move only in part."""
+        if strangers := masks.keys() - {s.name for s in self.slots}:
+            raise SpaceError(f"masks for {sorted(strangers)}, which are no slots")
+        slots = (replace(s, mask=masks.get(s.name)) for s in self.slots)
+        return Space(tuple(slots))
+
+    def curved(self, smooth: float) -> Space:
+        """The same slots with a diagonal Hessian beside each, ones at the start."""
+        slots = []
+        for s in self.slots:
+            ones = torch.ones(s.shape, device=s.params[0].device)
+            slots.append(replace(s, curvature=Curvature(ones, smooth)))
         return Space(tuple(slots))
 
     def __iter__(self) -> Iterator[Slot]:

@@ -129,7 +129,7 @@ def copying() -> Iterator[None]:
 
     kernels = SimpleNamespace(materialise=materialise, rows=rows, update=update)
     before = storage.kernel
-    storage.kernel = lambda device: kernels  # type: ignore[assignment,return-value]
+    storage.kernel = lambda device, moves=(): kernels  # type: ignore
     try:
         yield
     finally:

@@ -69,12 +69,15 @@ CONSUMERS: set[Any] = {
 class Materialise(TorchFunctionMode):
     """While active, the space's parameters read as their values at `terms`."""
 
+    fused = True  # embeddings by rows, heads by tiles
+
     def __init__(
         self, space: Space, terms: Sequence[Term], *, keep: bool, seen: set[str]
     ) -> None:
         super().__init__()
         self.slots = {id(p): s for s in space for p in s.params}
         self.terms, self.keep, self.seen = terms, keep, seen
+        self.moves = {s.name: any(d.moves(s.name) for d, _ in terms) for s in space}
         self.kept: dict[str, Tensor] = {}
         self.pool = Pool()
         # In one buffer: each by itself, small and long-lived amid the activations, they
@@ -95,7 +98,7 @@ class Materialise(TorchFunctionMode):
         if all(map(_is_vector, used)) and func is not Tensor.view:
             return self._vectors(func, args, kwargs)
         weight = self._slot(args[1]) if len(args) > 1 and not self.keep else None
-        if weight and self.terms:
+        if weight and self.fused and self.moves[weight.name]:
             if func is F.embedding and kwargs.get("max_norm") is None:
                 return self._embedding(weight, args[0])
             tall = len(weight.shape) == 2 and weight.shape[0] >= 2 * TILE
@@ -127,8 +130,8 @@ class Materialise(TorchFunctionMode):
     def value(self, slot: Slot, dtype: torch.dtype, *, pooled: bool = False) -> Tensor:
         """The slot at the probe, in `dtype` (its storage type or fp32)."""
         vector = _is_vector(slot)
-        if not self.terms and not vector:
-            return slot.base
+        if not self.moves[slot.name] and (not vector or slot.dtype == torch.float32):
+            return slot.base.to(dtype)
         if not (vector or self.keep):
             out = self.pool.take(slot) if pooled else torch.empty_like(slot.base)
             return storage.materialise(slot, self.terms, out)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zolab import storage
 from zolab.engines.base import Objectives
+from zolab.engines.dual import Dual, with_tangent
 from zolab.engines.guards import Seal, eval_mode, generators
-from zolab.engines.mode import LOW, TILE, Materialise
-from zolab.errors import LossError, UnseenSlotError
+from zolab.engines.mode import TILE, Materialise
+from zolab.engines.readout import number
+from zolab.errors import UnseenSlotError
 from zolab.gradient import Answer, Probe, Update
 from zolab.space import Space
 
@@ -53,7 +54,8 @@ class Resident:
     @contextmanager
     def at(self, probe: Probe) -> Iterator[nn.Module]:
         """Inside, the model computes as if it stood at `probe`; in eval mode."""
-        mode = Materialise(self.space, probe.terms, keep=self.keep, seen=self.seen)
+        kind = Dual if probe.want == "jvp" else Materialise
+        mode = kind(self.space, probe.terms, keep=self.keep, seen=self.seen)
         with eval_mode(self.model), torch.no_grad(), mode:
             yield self.model
 
@@ -67,7 +69,10 @@ class Resident:
             if i:
                 restore()
             with self.at(probe):
-                answers.append(Answer(number(objectives[probe.objective]())))
+                if probe.want == "jvp":
+                    answers.append(with_tangent(objectives[probe.objective]))
+                else:
+                    answers.append(Answer(number(objectives[probe.objective]())))
         self._check_seen()
         return answers
 
@@ -100,32 +105,3 @@ class Resident:
                 'engine=Resident(unseen="ignore").'
             )
         self._checked = True
-
-
-def number(loss: Any) -> float:
-    """What the closure returned, as a Python float.
-
-    Raises LossError unless it is a number or a tensor of one element in fp32 or
-    fp64: a bf16 loss near 4 has steps of 0.016, which divided by 2 eps is noise.
-    """
-    if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            shape = tuple(loss.shape)
-            raise LossError(f"the closure returned shape {shape}, expected one number")
-        if loss.dtype in LOW:
-            raise LossError(
-                f"the loss is {loss.dtype}, expected float32: two of its neighbours "
-                "differ by more than a probe does. Compute it from logits.float()."
-            )
-        return float(loss.item())
-    try:
-        value = float(loss)
-    except (TypeError, ValueError):
-        kind = type(loss).__name__
-        raise LossError(f"the closure returned {kind}, expected one number") from None
-    return value
-
-
-def finite(answers: Sequence[Answer]) -> bool:
-    """Whether every answer is a finite number."""
-    return all(math.isfinite(a.value) for a in answers)

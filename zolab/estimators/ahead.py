@@ -16,9 +16,3 @@ def ahead(terms: Sequence[Term], lr: float) -> tuple[Term, ...]:
     stored = tuple((d, round32(c)) for d, c in terms)
     scales = Update(stored, (round32(lr),), (1.0,)).scales(0)
     return tuple((d, s) for (d, _), s in zip(stored, scales, strict=True))
-
-
-def check_lr(name: str, lr: float) -> None:
-    """ValueError unless lr is a positive finite number."""
-    if not 0 < lr < float("inf"):
-        raise ValueError(f"{name} is {lr}, expected a positive number")

@@ -29,9 +29,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from zolab.estimators.base import Keys, Proposal, check_estimator
+from zolab.estimators.base import (
+    Family,
+    Keys,
+    Proposal,
+    check_estimator,
+    directions,
+)
 from zolab.estimators.shaping import SHAPINGS
-from zolab.gradient import Direction, Probe, ZOGradient, round16
+from zolab.gradient import Probe, ZOGradient, round16
 
 
 class EvolutionStrategy:
@@ -42,7 +48,7 @@ class EvolutionStrategy:
         *,
         eps: float = 1e-3,
         num_queries: int = 16,
-        family: str = "rademacher",
+        family: str | Family = "rademacher",
         antithetic: bool = True,
         shaping: str = "zscore",
     ) -> None:
@@ -69,7 +75,7 @@ class EvolutionStrategy:
 
     def propose(self, key: Keys) -> Proposal:
         q, unit = self.num_queries, self.eps if self.shaping == "none" else 1.0
-        ds = [Direction(key(i), self.family) for i in range(q)]
+        ds = directions(self.family, key, q)
         signs = (1, -1) if self.antithetic else (1,)
         answers = yield [Probe(((d, s * self.eps),)) for d in ds for s in signs]
         u = SHAPINGS[self.shaping]([a.value for a in answers])

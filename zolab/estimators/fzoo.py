@@ -27,16 +27,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from zolab.estimators.base import Keys, Proposal, check_estimator
+from zolab.estimators.base import (
+    Family,
+    Keys,
+    Proposal,
+    check_estimator,
+    directions,
+)
 from zolab.estimators.shaping import deviations
-from zolab.gradient import Direction, Probe, ZOGradient, round16
+from zolab.gradient import Probe, ZOGradient, round16
 
 
 class FZOO:
     """Normalised one-sided differences along `num_queries` (N) >= 2 directions."""
 
     def __init__(
-        self, *, eps: float = 1e-4, num_queries: int = 8, family: str = "rademacher"
+        self,
+        *,
+        eps: float = 1e-4,
+        num_queries: int = 8,
+        family: str | Family = "rademacher",
     ) -> None:
         check_estimator(eps, num_queries, family)
         if num_queries < 2:
@@ -52,7 +62,7 @@ class FZOO:
 
     def propose(self, key: Keys) -> Proposal:
         n = self.num_queries
-        ds = [Direction(key(i), self.family) for i in range(n)]
+        ds = directions(self.family, key, n)
         clean, *ups = yield [Probe(), *(Probe(((d, self.eps),)) for d in ds)]
         _, root = deviations([up.value for up in ups])  # std * sqrt(n - 1)
         if root == 0:

@@ -13,8 +13,8 @@ times the one-sided evolution strategy with centred ranks, ties included.
 
 The order says nothing of a step's length. `search=n` asks the same oracle again: the
 present point and n steps of lr, lr / 2, ..., lr / 2^(n - 1) along the gradient. The
-best is taken, of equal ones the shortest; it is 0 when no step is better. `lr` must be
-the optimizer's, for it is the optimizer who takes the step.
+best is taken, of equal ones the shortest; it is 0 when no step is better. lr is the
+optimizer's, one for all groups.
 
 Z. Tang, D. Rybin, T.-H. Chang, Zeroth-order optimization meets human feedback:
 provable learning via ranking oracles, arXiv:2303.03751 (normal z).
@@ -31,9 +31,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from zolab.estimators.ahead import ahead, check_lr
-from zolab.estimators.base import Keys, Proposal, check_estimator
-from zolab.gradient import Direction, Probe, ZOGradient, round16
+from zolab.estimators.ahead import ahead
+from zolab.estimators.base import (
+    Family,
+    Keys,
+    Proposal,
+    check_estimator,
+    directions,
+)
+from zolab.gradient import Probe, ZOGradient, round16
 
 
 class RankSGD:
@@ -44,10 +50,9 @@ class RankSGD:
         *,
         eps: float = 1e-3,
         num_queries: int = 16,
-        family: str = "rademacher",
+        family: str | Family = "rademacher",
         best: int | None = None,
         search: int = 0,
-        lr: float | None = None,
     ) -> None:
         check_estimator(eps, num_queries, family)
         if num_queries < 2:
@@ -59,15 +64,8 @@ class RankSGD:
             raise ValueError(f"best is {best}, expected 1 to {num_queries}")
         if search < 0:
             raise ValueError(f"search is {search}, expected 0 (none) or more steps")
-        if (search > 0) != (lr is not None):
-            raise ValueError(
-                f"search is {search} and lr is {lr}, expected both or none: a search "
-                "needs the optimizer's lr"
-            )
-        if lr is not None:
-            check_lr("lr", lr)
         self.eps, self.num_queries, self.family = round16(eps), num_queries, family
-        self.best, self.search, self.lr = best, search, lr
+        self.best, self.search = best, search
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -77,19 +75,18 @@ class RankSGD:
             "num_queries": self.num_queries,
             "best": self.best,
             "search": self.search,
-            "lr": self.lr,
         }
 
     def propose(self, key: Keys) -> Proposal:
-        ds = [Direction(key(i), self.family) for i in range(self.num_queries)]
+        ds = directions(self.family, key, self.num_queries)
         answers = yield [Probe(((d, self.eps),)) for d in ds]
         c = edge_weights([a.value for a in answers], self.best)
         g = ZOGradient(tuple(zip(ds, c, strict=True)))
-        if self.lr is None or not any(c):
+        if self.search == 0 or not any(c):
             return g
         # The present point is asked again: a sampled loss compares within an ask only.
         sizes = [0.0, *(0.5**i for i in reversed(range(self.search)))]
-        points = [Probe(ahead((s * g).terms, self.lr)) for s in sizes[1:]]
+        points = [Probe(ahead((s * g).terms, key.rate)) for s in sizes[1:]]
         losses = [a.value for a in (yield [Probe(), *points])]
         return sizes[losses.index(min(losses))] * g
 

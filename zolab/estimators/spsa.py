@@ -16,8 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from zolab.estimators.base import Keys, Proposal, check_estimator
-from zolab.gradient import Direction, Probe, ZOGradient, round16
+from zolab.estimators.base import (
+    Family,
+    Keys,
+    Proposal,
+    check_estimator,
+    directions,
+)
+from zolab.gradient import Probe, ZOGradient, round16
 
 
 class SPSA:
@@ -27,7 +33,11 @@ class SPSA:
     """
 
     def __init__(
-        self, *, eps: float = 1e-3, num_queries: int = 1, family: str = "rademacher"
+        self,
+        *,
+        eps: float = 1e-3,
+        num_queries: int = 1,
+        family: str | Family = "rademacher",
     ) -> None:
         check_estimator(eps, num_queries, family)
         self.eps, self.num_queries, self.family = round16(eps), num_queries, family
@@ -38,7 +48,7 @@ class SPSA:
         return {"name": name, "eps": self.eps, "num_queries": self.num_queries}
 
     def propose(self, key: Keys) -> Proposal:
-        ds = [Direction(key(i), self.family) for i in range(self.num_queries)]
+        ds = directions(self.family, key, self.num_queries)
         probes = [Probe(((d, s * self.eps),)) for d in ds for s in (1, -1)]
         answers = yield probes
         terms = []
@@ -56,7 +66,7 @@ class OneSided(SPSA):
     """
 
     def propose(self, key: Keys) -> Proposal:
-        ds = [Direction(key(i), self.family) for i in range(self.num_queries)]
+        ds = directions(self.family, key, self.num_queries)
         clean, *ups = yield [Probe(), *(Probe(((d, self.eps),)) for d in ds)]
         terms = []
         for d, up in zip(ds, ups, strict=True):

@@ -4,7 +4,7 @@ One step is one period: the anchor is the stored point theta_0, a full-batch slo
 away from it, then `inner` mini-batch steps, each with its own z and its own batch:
 
     s_0 = slope of "full" at theta_0 along z_0
-    theta_1     = theta_0 - anchor_lr s_0 z_0
+    theta_1     = theta_0 - anchor lr s_0 z_0
     theta_{j+1} = theta_j - lr [(s_j(theta_j) - s_j(theta_0)) z_j + s_0 z_0]
 
 with s_j the two-sided slope of batch j along z_j, the same z_j and the same batch at
@@ -20,12 +20,11 @@ The closure is the first batch ("loss"), further ones are named "batch2", "batch
 
     opt.step(batch, full=everything, batch2=another)
 
-`lr` must be the optimizer's, one for all groups: the inner points are asked before the
-optimizer moves. With an lr schedule the step is still a sum of the same terms, but the
-inner points are not on its path.
+The inner points are asked before the optimizer moves, at the lr that it has then, one
+for all groups.
 
 T. Gautam et al., Variance-reduced zeroth-order methods for fine-tuning language models,
-arXiv:2404.08080. Their q is inner + 1, anchor_lr their eta_1 and lr their eta_2. They
+arXiv:2404.08080. Their q is inner + 1, lr their eta_2 and anchor lr their eta_1. They
 keep the anchor and its full-batch estimate as two copies of the weights.
 
 Cost a period: 2 passes over "full" and 4 inner forward passes.
@@ -35,8 +34,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from zolab.estimators.ahead import ahead, check_lr
-from zolab.estimators.base import Keys, Proposal, check_estimator
+from zolab.estimators.ahead import ahead
+from zolab.estimators.base import (
+    Family,
+    Keys,
+    Proposal,
+    check_estimator,
+    directions,
+)
 from zolab.gradient import Answer, Direction, Probe, Term, ZOGradient, round16
 
 
@@ -46,20 +51,18 @@ class SVRG:
     def __init__(
         self,
         *,
-        lr: float,
-        anchor_lr: float | None = None,
         eps: float = 1e-3,
         inner: int = 1,
-        family: str = "rademacher",
+        anchor: float = 1.0,
+        family: str | Family = "rademacher",
     ) -> None:
         check_estimator(eps, 1, family)
         if inner < 1:
             raise ValueError(f"inner is {inner}, expected at least 1 mini-batch step")
-        anchor_lr = lr if anchor_lr is None else anchor_lr
-        check_lr("lr", lr)
-        check_lr("anchor_lr", anchor_lr)
+        if not 0 < anchor < float("inf"):
+            raise ValueError(f"anchor is {anchor}, expected a positive factor of lr")
         self.eps, self.family = round16(eps), family
-        self.lr, self.anchor_lr, self.inner = lr, anchor_lr, inner
+        self.anchor, self.inner = anchor, inner
         self.num_queries = inner + 1
 
     @property
@@ -68,17 +71,16 @@ class SVRG:
             "name": "SVRG",
             "eps": self.eps,
             "inner": self.inner,
-            "lr": self.lr,
-            "anchor_lr": self.anchor_lr,
+            "anchor": self.anchor,
         }
 
     def propose(self, key: Keys) -> Proposal:
-        first = Direction(key(0), self.family)
+        first, *others = directions(self.family, key, self.num_queries)
         full = self._slope((yield self._pair((), first, "full")))
-        terms = [(first, self.anchor_lr / self.lr * full)]
-        for j in range(1, self.num_queries):
-            d, batch = Direction(key(j), self.family), "loss" if j == 1 else f"batch{j}"
-            here = self._pair(ahead(terms, self.lr), d, batch)
+        terms = [(first, self.anchor * full)]
+        for j, d in enumerate(others, 1):
+            batch = "loss" if j == 1 else f"batch{j}"
+            here = self._pair(ahead(terms, key.rate), d, batch)
             answers = yield here + self._pair((), d, batch)
             moved = self._slope(answers[:2]) - self._slope(answers[2:])
             terms[0] = (first, terms[0][1] + full)

@@ -90,7 +90,8 @@ class Adam:
 
 def _coefficient(g: ZOGradient) -> float:
     families = sorted({d.family for d, _ in g.terms})
-    if families != ["rademacher"] or len(g.terms) != 1:
+    signs = families == ["rademacher"] and not any(d.within for d, _ in g.terms)
+    if not signs or len(g.terms) != 1:
         raise ValueError(
             f"Adam got {len(g.terms)} directions of {', '.join(families)}, expected 1 "
             "of rademacher: only there is the second moment one number (z * z = 1). "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,23 @@ from torch import nn
 
 from zolab.engines.base import Engine
 from zolab.engines.guards import uninterrupted
-from zolab.engines.resident import Resident, finite
+from zolab.engines.readout import finite
+from zolab.engines.resident import Resident
 from zolab.errors import JournalError, NonFiniteLossError
 from zolab.estimators import SPSA, Estimator
+from zolab.families import Keys, settings_of
 from zolab.gradient import Answer, Probe, ZOGradient
 from zolab.journal import Journal, storable
-from zolab.noise import make_key
+from zolab.masks import Mask
 from zolab.optimizers.base import Rule
 from zolab.optimizers.groups import decay_groups
-from zolab.optimizers.rebuild import logged_gradient, play, save_snapshot
+from zolab.optimizers.rebuild import (
+    logged_gradient,
+    made,
+    play,
+    save_masks,
+    save_snapshot,
+)
 from zolab.optimizers.sgd import SGD
 from zolab.space import Space
 
@@ -51,7 +59,8 @@ class ZOOptimizer(torch.optim.Optimizer):
     process; with `fsync=True` also a power cut, at a few milliseconds a step.
     `rounding` is how bf16 and fp16 store an update: "stochastic" or "nearest".
     `notes` (JSON values by name: the data, the batch size) stand in the journal's
-    header, and who resumes must bring the same.
+    header, and who resumes must bring the same. `masks` (`zolab.masks`, by slot name)
+    leave weights where they are.
     """
 
     def __init__(
@@ -69,6 +78,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         rounding: str = "stochastic",
         fsync: bool = False,
         notes: Mapping[str, Any] | None = None,
+        masks: Mapping[str, Mask] | None = None,
     ) -> None:
         if rounding not in ("stochastic", "nearest"):
             raise ValueError(
@@ -80,7 +90,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         groups = param_groups or decay_groups(model, weight_decay)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.model, self.estimator, self.rule = model, estimator, rule or SGD()
-        self.space = whole.grouped(self.param_groups)
+        self.space = whole.grouped(self.param_groups).masked(masks or {})
+        self.smooth: float | None = getattr(estimator, "smooth", None)
+        if self.smooth is not None:
+            self.space = self.space.curved(self.smooth)
         self.seed, self.steps, self.rounding = int(seed), 0, rounding
         self.engine = engine or Resident()
         self.engine.bind(model, self.space, seed=self.seed, rounding=rounding)
@@ -102,9 +115,9 @@ class ZOOptimizer(torch.optim.Optimizer):
         began = time.perf_counter()
         self.engine.check()
         closures: Mapping[str, Closure] = {"loss": closure, **objectives}
-        gradient, losses = self._estimate(closures)
         lr = storable([float(g["lr"]) for g in self.param_groups])
-        self._move(self.steps, lr, storable([c for _, c in gradient.terms]))
+        gradient, losses = self._estimate(closures, lr)
+        self._move(Keys(self.seed, self.steps, lr), gradient)
         self.last = Last(losses, gradient, time.perf_counter() - began)
         return sum(losses) / len(losses)
 
@@ -141,10 +154,10 @@ class ZOOptimizer(torch.optim.Optimizer):
         self.engine.bind(self.model, self.space, seed=self.seed, rounding=self.rounding)
 
     def _estimate(
-        self, closures: Mapping[str, Closure]
+        self, closures: Mapping[str, Closure], lr: tuple[float, ...]
     ) -> tuple[ZOGradient, tuple[float, ...]]:
         step, losses = self.steps, []
-        proposal = self.estimator.propose(lambda q: make_key(self.seed, step, q))
+        proposal = self.estimator.propose(Keys(self.seed, step, lr))
         probes: list[Probe] = next(proposal)
         while True:
             answers: list[Answer] = self.engine.evaluate(probes, closures)
@@ -159,26 +172,31 @@ class ZOOptimizer(torch.optim.Optimizer):
             except StopIteration as done:
                 return done.value, tuple(losses)
 
-    def _move(
-        self, step: int, lr: Sequence[float], coefficients: Sequence[float]
-    ) -> None:
+    def _move(self, key: Keys, found: ZOGradient) -> None:
         """Log, then apply what a replay will apply."""
-        family = self.estimator.family
-        gradient = logged_gradient(self.seed, step, family, coefficients)
+        coefficients = storable([c for _, c in found.terms])
+        scalars = storable(found.scalars)
+        gradient = logged_gradient(self.estimator.family, key, coefficients, scalars)
         decay = self._weight_decay()
         if self.journal is not None and decay != self.journal.header["weight_decay"]:
             raise JournalError(
                 f"weight_decay is {decay}, the journal's header says "
                 f"{self.journal.header['weight_decay']}: only lr may change in a run"
             )
-        update = self.rule.update(gradient, step, lr, decay)
+        update = made(self.rule, gradient, key, decay)
         with uninterrupted():
             if self.journal is not None:
-                self.journal.append(step, lr, coefficients)
+                self.journal.append(key.step, key.lr, coefficients, scalars)
             self._torn = True
-            self.engine.apply([(update, step)])
+            self.engine.apply([(update, key.step)])
             self._torn = False
-            self.steps = step + 1
+            self.steps = key.step + 1
+        self._observe(key, gradient)
+
+    def _observe(self, key: Keys, gradient: ZOGradient) -> None:
+        """Tell an estimator that remembers; a replay tells it again."""
+        if hasattr(self.estimator, "observe"):
+            self.estimator.observe(key, gradient)
 
     def _weight_decay(self) -> list[float]:
         return [float(g["weight_decay"]) for g in self.param_groups]
@@ -189,10 +207,13 @@ class ZOOptimizer(torch.optim.Optimizer):
             "torch": torch.__version__,
             "seed": self.seed,
             "estimator": self.estimator.settings,
-            "family": self.estimator.family,
+            "family": settings_of(self.estimator.family),
             "rule": self.rule.settings,
             "rounding": self.rounding,
             "queries": self.estimator.num_queries,
+            "scalars": getattr(self.estimator, "scalars", 0),
+            "smooth": self.smooth,
+            "masks": {s.name: s.mask.settings for s in self.space if s.mask},
             "groups": len(self.param_groups),
             "weight_decay": self._weight_decay(),
             "slots": [
@@ -220,7 +241,11 @@ class ZOOptimizer(torch.optim.Optimizer):
                     f"{', '.join(sorted(silent))}"
                 )
             if exists:
-                self.steps = play(self.journal, self.engine, self.rule)
+                self.steps = play(
+                    self.journal, self.engine, self.rule, observe=self._observe
+                )
+            else:
+                save_masks(self.journal, self.space)
         except BaseException:
             self.journal.close()  # a notebook keeps the error, and us in its frames
             raise

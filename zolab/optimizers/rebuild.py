@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from torch import nn
 from zolab.engines.base import Engine
 from zolab.engines.resident import Resident
 from zolab.errors import JournalError
-from zolab.gradient import Direction, Update, ZOGradient
+from zolab.families import Family, Keys, directions, family_from
+from zolab.gradient import Update, ZOGradient
 from zolab.journal import SNAPSHOT, STEP, Journal, Record
-from zolab.noise import make_key
+from zolab.masks import Bits, mask_from
 from zolab.optimizers.base import Rule, rule_from
 from zolab.space import Slot, Space
 
+MASKS, HESSIAN = ".masks.safetensors", " hessian"
 AT_ONCE = 256  # records a pass over the weights: a chunk stays in cache for all of them
 
 
@@ -50,10 +53,19 @@ def replay(
 
 
 def play(
-    journal: Journal, engine: Engine, rule: Rule, *, upto: int | None = None
+    journal: Journal,
+    engine: Engine,
+    rule: Rule,
+    *,
+    upto: int | None = None,
+    observe: Callable[[Keys, ZOGradient], None] = lambda key, gradient: None,
 ) -> int:
-    """Apply the journal's records to a bound engine; returns the next step."""
+    """Apply the journal's records to a bound engine; returns the next step.
+
+    `observe` is told each step, for an estimator that goes on from here.
+    """
     header = journal.header
+    family = family_from(header["family"])
     stop = journal.next_step if upto is None else upto
     if stop > journal.next_step:
         raise JournalError(f"{journal.path} has {journal.next_step} steps, not {stop}")
@@ -62,12 +74,13 @@ def play(
     for r in journal.records:
         if r.kind == STEP and r.step < stop:
             # Also before a snapshot: a rule with a window must have seen the log.
-            g = logged_gradient(
-                header["seed"], r.step, header["family"], r.coefficients
-            )
-            update = rule.update(g, r.step, r.lr, header["weight_decay"])
+            key = Keys(header["seed"], r.step, r.lr)
+            g = logged_gradient(family, key, r.coefficients, r.scalars)
+            observe(key, g)
             if r.step >= start:
-                batch.append((update, r.step))
+                batch.append((made(rule, g, key, header["weight_decay"]), r.step))
+            else:
+                made(rule, g, key, header["weight_decay"])
         if len(batch) == AT_ONCE:
             engine.apply(batch)
             batch = []
@@ -78,15 +91,20 @@ def play(
 
 
 def logged_gradient(
-    seed: int, step: int, family: str, coefficients: Sequence[float]
+    family: str | Family,
+    key: Keys,
+    coefficients: Sequence[float],
+    scalars: Sequence[float] = (),
 ) -> ZOGradient:
-    """The gradient of a record: direction i is key(seed, step, i)."""
-    keys = (make_key(seed, step, i) for i in range(len(coefficients)))
-    return ZOGradient(
-        tuple(
-            (Direction(k, family), c) for k, c in zip(keys, coefficients, strict=True)
-        )
-    )
+    """The gradient of a record: direction i is the family's direction i."""
+    ds = directions(family, key, len(coefficients))
+    return ZOGradient(tuple(zip(ds, coefficients, strict=True)), tuple(scalars))
+
+
+def made(rule: Rule, g: ZOGradient, key: Keys, decay: Sequence[float]) -> Update:
+    """The rule's update, and the curvature that the gradient brought."""
+    u = rule.update(g, key.step, key.lr, decay)
+    return replace(u, curvature=(g.terms[0][0], g.scalars[0])) if g.scalars else u
 
 
 def logged_space(model: nn.Module, journal: Journal) -> Space:
@@ -101,14 +119,36 @@ def logged_space(model: nn.Module, journal: Journal) -> Space:
                 f"{journal.path} moves {name} {shape} {dtype}; the model has {found}"
             )
         slots.append(Slot(s.name, s.id, s.params, group))
-    return Space(tuple(slots))
+    return shaped(Space(tuple(slots)), journal)
+
+
+def shaped(space: Space, journal: Journal) -> Space:
+    """The space with the masks and the Hessian that the header speaks of."""
+    if masks := journal.header.get("masks"):
+        path = journal.path.with_name(journal.path.name + MASKS)
+        bits = load_file(path) if path.exists() else {}
+        space = space.masked({n: mask_from(m, bits.get(n)) for n, m in masks.items()})
+        for s in space:
+            if s.mask is not None and s.mask.settings != masks[s.name]:
+                raise JournalError(f"{path} holds another mask of {s.name}")
+    smooth = journal.header.get("smooth")
+    return space if smooth is None else space.curved(smooth)
+
+
+def save_masks(journal: Journal, space: Space) -> None:
+    """The stored bits of masks, beside the log: without them it says nothing."""
+    bits = {s.name: s.mask.packed for s in space if isinstance(s.mask, Bits)}
+    if bits:
+        save_file(bits, journal.path.with_name(journal.path.name + MASKS))
 
 
 def save_snapshot(journal: Journal, space: Space, step: int) -> Path:
     """Weights after `step` steps as safetensors beside the log, then the record."""
     path = journal.snapshot_path(step)
     part = path.with_suffix(".part")
-    save_file({s.name: s.base.contiguous() for s in space}, part)
+    tensors = {s.name: s.base.contiguous() for s in space}
+    tensors |= {s.name + HESSIAN: s.curvature.hessian for s in space if s.curvature}
+    save_file(tensors, part)
     os.replace(part, path)
     journal.snapshot(step, _digest(path))
     return path
@@ -137,6 +177,8 @@ def _load_snapshot(journal: Journal, space: Space, record: Record) -> None:
     with torch.no_grad():
         for s in space:
             s.params[0].data.copy_(tensors[s.name])
+            if s.curvature is not None:
+                s.curvature.hessian.copy_(tensors[s.name + HESSIAN])
 
 
 def _digest(path: Path) -> bytes:

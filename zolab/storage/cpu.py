@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from zolab.storage import Draw, Step
 
 U = np.uint64
+KNOWN = (*FAMILIES, "low_rank")
 CHUNK = 1 << 15  # fp32 elements: 128 kB, which with its source stays in the L2 cache
 PIECE = 1 << 18  # a thread's next helping: 1 MB, some 170 us
 PARALLEL = 1 << 17  # below this many elements waking threads costs more than it saves
@@ -84,11 +85,18 @@ def update(base: Tensor, steps: Sequence[Step]) -> None:
     _split(flat.numel(), 0, work)
 
 
+def add(x: Tensor, draws: Sequence[Draw], start: int) -> None:
+    """x += sum s z, in place, for a flat fp32 piece: see `plain.add`."""
+    _add(x.numpy(), x.numpy(), *_pack(draws), start, 0, len(x))
+
+
 def _pack(draws: Sequence[Draw]) -> tuple[np.ndarray, np.ndarray]:
-    """(K, K', family) of every term as uint64, and its scale as fp32."""
-    words = [[*d.stream, FAMILIES.index(d.family)] for d in draws]
+    """Two streams, family, rank, columns of a term as uint64; scales as fp32."""
+    words = [
+        [*d.stream, *d.right, KNOWN.index(d.family), d.rank, d.columns] for d in draws
+    ]
     scales = np.array([d.scale for d in draws], np.float32)
-    return np.array(words, U).reshape(-1, 3), scales
+    return np.array(words, U).reshape(-1, 7), scales
 
 
 def _pack_steps(steps: Sequence[Step]) -> tuple[np.ndarray, ...]:
@@ -182,10 +190,32 @@ def _sign(k, k2, s, e):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _add_low_rank(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-def]
+    """dst = src + s * (U V') on [lo, hi); a hash has a row's signs, or a column's."""
+    rank, columns = np.int64(word[5]), np.int64(word[6])
+    kept = U(0xFFFFFFFFFFFFFFFF) >> U(64 - rank)
+    right = np.empty(columns, U)
+    for j in range(columns):
+        right[j] = _hash(word[2], word[3], U(j)) & kept
+    i = lo
+    while i < hi:
+        row, first = (start + i) // columns, (start + i) % columns
+        left = _hash(word[0], word[1], U(row)) & kept
+        n = min(columns - first, hi - i)
+        for j in range(n):
+            unlike = np.int64(_popcount(left ^ right[first + j]))
+            dst[i + j] = src[i + j] + s * np.float32(rank - 2 * unlike)
+        i += n
+
+
+@njit(nogil=True, cache=True)
 def _add_one(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-def]
     """dst = src + s * z on [lo, hi); element i of the arrays has index start + i."""
     k, k2 = word[0], word[1]
-    if word[2] == U(1):
+    if word[4] == U(2):
+        _add_low_rank(dst, src, word, s, start, lo, hi)
+        return
+    if word[4] == U(1):
         quarter = s * np.float32(0.25)
         for i in range(lo, hi):
             ones = np.int64(_popcount(_hash(k, k2, U(start + i)))) - 32

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 ROWS = 16
 _GOLDEN, _MUL1, _MUL2 = map(tl.constexpr, (GOLDEN, MUL1, MUL2))
-assert FAMILIES == ("rademacher", "near_normal")
+KNOWN = FAMILIES
+assert KNOWN == ("rademacher", "near_normal")
 
 
 def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) -> None:

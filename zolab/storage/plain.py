@@ -7,17 +7,20 @@ and sums are separate ops: torch.add(alpha=) and addcmul fuse and differ.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from zolab.noise import elements, uniform_bits
+from zolab.noise import FAMILIES, elements, low_rank, uniform_bits
+from zolab.subspace import subspace
 
 if TYPE_CHECKING:
     from zolab.storage import Draw, Step
 
 CHUNK = 1 << 20
+KNOWN = (*FAMILIES, "coordinate", "low_rank", "subspace")
 
 
 def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) -> None:
@@ -26,14 +29,14 @@ def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) ->
     for lo in range(0, dst.numel(), CHUNK):
         part = src[lo : lo + CHUNK]
         element = torch.arange(lo, lo + part.numel(), device=base.device) + start
-        dst[lo : lo + CHUNK] = _moved(part.float(), draws, element)
+        dst[lo : lo + CHUNK] = moved(part.float(), draws, element)
 
 
 def rows(base: Tensor, draws: Sequence[Draw], index: Tensor, out: Tensor) -> None:
     """out[i] = cast(base[index[i]] + sum s z), for a matrix `base`."""
     columns = base.shape[1]
     element = index[:, None] * columns + torch.arange(columns, device=base.device)
-    out.copy_(_moved(base[index].float(), draws, element))
+    out.copy_(moved(base[index].float(), draws, element))
 
 
 def update(base: Tensor, steps: Sequence[Step]) -> None:
@@ -46,7 +49,7 @@ def update(base: Tensor, steps: Sequence[Step]) -> None:
             w = part.float()
             if step.decay != 1.0:
                 w = w * step.decay
-            w = _moved(w, step.draws, element)
+            w = moved(w, step.draws, element)
             if step.rounding is None or base.dtype == torch.float32:
                 part.copy_(w)
             else:
@@ -54,10 +57,54 @@ def update(base: Tensor, steps: Sequence[Step]) -> None:
                 part.copy_(stochastic_round(w, bits, base.dtype))
 
 
-def _moved(w: Tensor, draws: Sequence[Draw], element: Tensor) -> Tensor:
-    for d in draws:
-        w = w + d.scale * elements(d.stream, element, d.family)
+def moved(w: Tensor, draws: Sequence[Draw], element: Tensor) -> Tensor:
+    """w + sum s z, the terms in order; a run of coordinates at once."""
+    for coordinates, run in groupby(draws, lambda d: d.family == "coordinate"):
+        if coordinates:
+            w = _pushed(w, list(run), element)
+            continue
+        for d in run:
+            w = w + d.scale * z(d, element)
     return w
+
+
+def _pushed(w: Tensor, draws: Sequence[Draw], element: Tensor) -> Tensor:
+    """w with a number added at each coordinate: thousands of them in one pass."""
+    while draws:
+        taken: dict[int, float] = {}
+        for d in draws:  # the same coordinate a second time waits for another pass
+            if d.stream[0] in taken:
+                break
+            taken[d.stream[0]] = d.scale
+        draws = draws[len(taken) :]
+        if len(taken) == 1:
+            ((only, s),) = taken.items()
+            w = torch.where(element == only, w + s, w)
+            continue
+        at, scale = torch.tensor(sorted(taken.items()), dtype=torch.float64).T
+        at = at.long().to(element.device)
+        place = torch.searchsorted(at, element).clamp_max(len(at) - 1)
+        there = at[place] == element
+        w = torch.where(there, w + scale.float().to(w.device)[place], w)
+    return w
+
+
+def z(d: Draw, element: Tensor) -> Tensor:
+    """One direction at the int64 indices `element` of its slot, fp32."""
+    if d.family == "coordinate":
+        return (element == d.stream[0]).float()
+    if d.family == "low_rank":
+        return low_rank(d.stream, d.right, d.rank, element, d.columns)
+    if d.family == "subspace":
+        (key, slot), shape = d.stream, (d.rows, d.columns)
+        return subspace(key, d.right[0], slot, shape, d.rank, element)
+    return elements(d.stream, element, d.family)
+
+
+def add(x: Tensor, draws: Sequence[Draw], start: int) -> None:
+    """x += sum s z, in place, for a flat fp32 piece that begins at element `start`."""
+    element = torch.arange(start, start + len(x), device=x.device)
+    x.copy_(moved(x, draws, element))
 
 
 def stochastic_round(w: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
