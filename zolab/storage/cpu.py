@@ -176,12 +176,10 @@ def _hash(k, k2, j):  # type: ignore[no-untyped-def]
     return _mix(_mix(k + j * U(GOLDEN)) ^ k2)
 
 
-@njit(inline="always")
-def _popcount(x):  # type: ignore[no-untyped-def]
-    x = x - ((x >> U(1)) & U(0x5555555555555555))
-    x = (x & U(0x3333333333333333)) + ((x >> U(2)) & U(0x3333333333333333))
-    x = (x + (x >> U(4))) & U(0x0F0F0F0F0F0F0F0F)
-    return (x * U(0x0101010101010101)) >> U(56)
+@intrinsic
+def _popcount(typingctx, x):  # type: ignore[no-untyped-def]
+    """The number of ones, by the instruction that the processor has for it."""
+    return types.int64(x), lambda context, b, sig, args: b.ctpop(args[0])
 
 
 @njit(inline="always")
@@ -202,9 +200,9 @@ def _add_low_rank(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-
         row, first = (start + i) // columns, (start + i) % columns
         left = _hash(word[0], word[1], U(row)) & kept
         n = min(columns - first, hi - i)
+        d, x, v = dst[i : i + n], src[i : i + n], right[first : first + n]
         for j in range(n):
-            unlike = np.int64(_popcount(left ^ right[first + j]))
-            dst[i + j] = src[i + j] + s * np.float32(rank - 2 * unlike)
+            d[j] = x[j] + s * np.float32(rank - 2 * _popcount(left ^ v[j]))
         i += n
 
 
@@ -216,10 +214,10 @@ def _add_one(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-def]
         _add_low_rank(dst, src, word, s, start, lo, hi)
         return
     if word[4] == U(1):
-        quarter = s * np.float32(0.25)
-        for i in range(lo, hi):
-            ones = np.int64(_popcount(_hash(k, k2, U(start + i)))) - 32
-            dst[i] = src[i] + quarter * np.float32(ones)
+        quarter, d, x, first = s * np.float32(0.25), dst[lo:hi], src[lo:hi], start + lo
+        for i in range(hi - lo):
+            ones = _popcount(_hash(k, k2, U(first + i))) - 32
+            d[i] = x[i] + quarter * np.float32(ones)
         return
     i = lo
     while i < hi and (start + i) % 64:
