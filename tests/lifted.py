@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jvp
 
-from zolab.gradient import Direction
-from zolab.noise import make_key
+from zolab.families import Keys, directions
 from zolab.space import Space
 
 PEERS = os.environ.get("ZOLAB_PEERS")
@@ -94,37 +93,41 @@ def functions(name, file, *wanted, **names):
     return [space[w] for w in wanted]
 
 
-class Ours:
-    """torch, but after manual_seed(key) who draws gets zolab's z(key), slot by slot."""
+class Seeds:
+    """numpy, but randint hands out the directions of a zolab run, `queries` a step."""
 
-    def __init__(self, model, family="near_normal"):
-        self.space, self.family = Space.of(model), family
+    sign = staticmethod(np.sign)
+
+    def __init__(self, family="near_normal", seed=0, queries=1):
+        self.random, self.family, self.seed, self.queries = self, family, seed, queries
+        self.count = 0
+
+    def randint(self, _=0):
+        step, query = divmod(self.count, self.queries)
+        self.count += 1
+        return directions(self.family, Keys(self.seed, step), self.queries)[query]
+
+
+class Ours:
+    """torch, but who seeds with such a direction draws zolab's z, slot by slot."""
+
+    def __init__(self, model):
+        self.space = Space.of(model)
 
     def __getattr__(self, name):
         return getattr(torch, name)
 
-    def manual_seed(self, key):
-        self.key, self.slots = key, iter(self.space)
+    def manual_seed(self, direction):
+        self.direction, self.slots = direction, iter(self.space)
 
     def normal(self, **_):
-        return next(self.slots).direction(Direction(self.key, self.family))
+        return next(self.slots).direction(self.direction)
 
     def randint(self, *_, **__):
         return (self.normal() + 1) / 2
 
-
-class Keys:
-    """numpy, but randint hands out the keys of a zolab run, `queries` a step."""
-
-    sign = staticmethod(np.sign)
-
-    def __init__(self, seed, queries=1):
-        self.random, self.seed, self.queries, self.count = self, seed, queries, 0
-
-    def randint(self, _):
-        step, query = divmod(self.count, self.queries)
-        self.count += 1
-        return make_key(self.seed, step, query)
+    def randn_like(self, _):
+        return self.normal()
 
 
 class Watch:

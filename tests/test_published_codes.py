@@ -9,9 +9,10 @@ What their programs do that the papers do not say is in `test_published_defects.
 
 import re
 
+import numpy as np
 import pytest
 import torch
-from lifted import Keys, Ours, Watch, flat, functions, made, methods, needs, stand_in
+from lifted import Ours, Seeds, Watch, flat, functions, made, methods, needs, stand_in
 
 import zolab
 from zolab import SPSA, OneSided, ZOOptimizer
@@ -28,27 +29,29 @@ def zo_llm(
     net,
     loss,
     *,
+    lr=LR,
     queries=1,
     momentum=0.0,
     ours=None,
+    seeds=None,
     mask=None,
     levels=None,
     **args,
 ):
     """ZO-LLM's trainer with one of its steps and torch's SGD, as its run.py sets it."""
-    sgd = torch.optim.SGD(net.parameters(), lr=LR, momentum=momentum)
+    sgd = torch.optim.SGD(net.parameters(), lr=lr, momentum=momentum)
     cls = methods(
         "ZO-LLM",
         ZO_LLM,
         "OurTrainer",
         {*FORWARD, "get_grad_sparsity_by_name", "grouped_module_iter", step},
         torch=ours or Ours(net),
-        np=Keys(SEED, queries),
+        np=seeds or (np if ours is torch else Seeds(seed=SEED, queries=queries)),
         fast_random_mask_like=mask,
         OPT_PERTURBATION_LEVEL_TO_REGEX=levels,
         re=re,
     )
-    t = stand_in(cls, loss, eps=EPS, lr=LR, optimizer=sgd, q=queries, **args)
+    t = stand_in(cls, loss, eps=EPS, lr=lr, optimizer=sgd, q=queries, **args)
     t.gradient_sparsity, t.sparse_grad_random_seed = None, 0
     t.sparse_grad_rng = torch.Generator()
     return t
@@ -128,8 +131,8 @@ def test_fzoo_takes_our_steps_times_a_constant():
         "trainer.py",
         "OurTrainer",
         {*FORWARD, "zo_step", "zo_update", "_get_learning_rate"},
-        torch=Ours(net, "rademacher"),
-        np=Keys(SEED, n),
+        torch=Ours(net),
+        np=Seeds("rademacher", SEED, n),
     )
     t = stand_in(cls, loss, eps=eps, lr=LR, N=n)
     t.N, t.losses = n, None

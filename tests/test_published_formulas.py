@@ -5,6 +5,7 @@ and from that the formula is evaluated again in fp64. `test_published_defects.py
 what else they do.
 """
 
+import numpy as np
 import pytest
 import torch
 from lifted import Watch, cosine, flat, functions, made, methods, needs, split, stand_in
@@ -14,16 +15,17 @@ EPS, LR = 1e-3, 1e-2
 CLOSE = 1e-3  # fp32 points a probe apart give z to 6e-5; losses give g to 1e-4
 
 
-def hizoo(net, loss, **setting):
+def hizoo(net, loss, *, torch=torch, np=np, **setting):
     """HiZOO's trainer; its H starts at ones of the weights' dtype, as its loop says."""
     wanted = {"efficient_Hessian_perturb_parameters", "zo_Hessian_step_update"}
-    cls = methods("HiZOO", "trainer.py", "OurTrainer", {"zo_forward", *wanted})
+    names = {"torch": torch, "np": np}
+    cls = methods("HiZOO", "trainer.py", "OurTrainer", {"zo_forward", *wanted}, **names)
     t = stand_in(cls, loss, **setting)
     t.Hessian_matrix = {n: torch.ones_like(p) for n, p in net.named_parameters()}
     return t
 
 
-def lozo(loss, *, momentum=False, **setting):
+def lozo(loss, *, momentum=False, torch=torch, np=np, **setting):
     """LOZO's trainer for large models, or the one with momentum for medium ones."""
     file = (
         "medium_models/src/LOZOtrainer.py"
@@ -33,12 +35,13 @@ def lozo(loss, *, momentum=False, **setting):
     names = ["perturb_parameters", "step", "update"]
     wanted = {f"lowrank_zo_{n}" for n in names + ["update_momentum"] * momentum}
     wanted |= {"zo_forward", "random_gaussian_matrix"}
-    t = stand_in(methods("LOZO", file, "LowRankTrainer", wanted), loss, **setting)
+    cls = methods("LOZO", file, "LowRankTrainer", wanted, torch=torch, np=np)
+    t = stand_in(cls, loss, **setting)
     t.args.rank_r = t.args.rank
     return t
 
 
-def subzero(net, loss, **setting):
+def subzero(net, loss, *, torch=torch, np=np, bases=None, **setting):
     file = "large_models/trainer.py"
     names = functions("SubZero", file, "fast_svd_method_v2", "reshape_matrix")
     wanted = {"perturb_parameters", "step", "update"}
@@ -47,8 +50,10 @@ def subzero(net, loss, **setting):
         file,
         "OurTrainer",
         {"zo_forward", *(f"zo_subspace_{w}" for w in wanted)},
-        fast_svd_method_v2=names[0],
+        fast_svd_method_v2=bases or names[0],
         reshape_matrix=names[1],
+        torch=torch,
+        np=np,
     )
     sgd = torch.optim.SGD(net.parameters(), lr=LR)
     t = stand_in(cls, loss, optimizer=sgd, mode="ft", update_interval=2, **setting)
