@@ -1,23 +1,18 @@
 """The published way: equal to the authors' program, and what it does to the weights."""
 
-import ast
 import copy
-import os
-from contextlib import nullcontext
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lifted import methods, needs, stand_in
 from torch import nn
 
 import zolab
 from zolab.engines.inplace import PublishedMeZO
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-CHECKOUT = os.environ.get("ZOLAB_MEZO_CHECKOUT")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,49 +113,13 @@ def test_decay_is_decided_by_name_and_frozen_weights_stay():
     }
 
 
-def published(checkout):
+def published():
     """The authors' four methods, taken from their file at test time."""
-    path = Path(checkout) / "large_models" / "trainer.py"
-    tree = ast.parse(path.read_text())
     wanted = {"zo_perturb_parameters", "zo_forward", "zo_step", "zo_update"}
-    trainer = next(
-        node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == "OurTrainer"
-    )
-    trainer.bases, trainer.decorator_list = [], []
-    trainer.body = [
-        f for f in trainer.body if isinstance(f, ast.FunctionDef) and f.name in wanted
-    ]
-    assert {f.name for f in trainer.body} == wanted
-    names = {"torch": torch, "np": np, "nn": nn}
-    code = compile(ast.Module([trainer], []), str(path), "exec")
-    exec("from typing import *\n", names)
-    exec(code, names)
-    return names["OurTrainer"]
+    return methods("MeZO", "large_models/trainer.py", "OurTrainer", wanted)
 
 
-def theirs(cls, net, closure, *, lr, eps, weight_decay):
-    """Their methods on a stand-in that has what they ask of the Trainer."""
-    t = cls()
-    t.args = SimpleNamespace(
-        zo_eps=eps,
-        weight_decay=weight_decay,
-        non_diff=False,
-        gradient_accumulation_steps=1,
-        n_gpu=1,
-    )
-    t._get_learning_rate = lambda: lr
-    t._prepare_inputs = lambda inputs: inputs
-    t.compute_loss = lambda model, inputs: closure()
-    t.compute_loss_context_manager = nullcontext
-    t.lr_scheduler = SimpleNamespace(step=lambda: None)
-    return t
-
-
-@pytest.mark.skipif(
-    not CHECKOUT, reason="ZOLAB_MEZO_CHECKOUT names no checkout of princeton-nlp/MeZO"
-)
+@needs("MeZO")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_twenty_steps_equal_the_authors_program(dtype, weight_decay):
@@ -168,7 +127,7 @@ def test_twenty_steps_equal_the_authors_program(dtype, weight_decay):
     net, closure = made(dtype)
     mine, my_closure = made(dtype)
     np.random.seed(7)
-    peer = theirs(published(CHECKOUT), net, closure, **setting)
+    peer = stand_in(published(), closure, **setting)
     opt = PublishedMeZO(mine, seed=7, **setting)
     for _ in range(20):
         loss = peer.zo_step(net, {})
