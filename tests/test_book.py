@@ -71,14 +71,22 @@ def test_a_page_is_whole_at_a_desk_and_on_a_phone(html, browser, page):
         visit(browser, html, page, at)
         assert complaints(browser) == []
         assert outside(browser) == []
-        wide, broken, raw = browser.execute_script(
+        wide, broken, raw, mute, hidden, bare = browser.execute_script(
             "const all = (s) => [...document.querySelectorAll(s)];"
+            "const left = (e) => e.getBoundingClientRect().left;"
             "return [document.documentElement.scrollWidth,"
             " all('img').filter(i => i.complete && !i.naturalWidth).map(i => i.src),"
-            " all('mjx-merror').map(e => e.textContent)]"
+            " all('mjx-merror').map(e => e.textContent),"
+            " all('article img').map(i => i.alt).filter(a => a.split(' ').length < 5),"
+            " all('mjx-container[display]').filter(e => left(e) < 0).length,"
+            " all('.bd-article table.table td').filter(e => !('head' in e.dataset))"
+            "   .length]"
         )
         assert wide <= at[0], "scrolls sideways"
         assert broken == [] and raw == []
+        assert mute == [], "a picture that says no finding; Sphinx fills in its path"
+        assert hidden == 0, "an equation begins left of the page, out of reach"
+        assert bare == 0, "a cell that does not say its column on a phone"
     assert violations(browser) == []
 
 
@@ -238,6 +246,7 @@ def test_symbols_are_declared_where_they_are_new():
         assert all(first[s] <= number for s in symbols), number
         new = [s for s in first if first[s] == number]
         assert set(new) <= set(symbols), f"new in chapter {number}: {new}"
+        assert len(new) <= (7 if number == "00" else 3), "as book/notation.md says"
         code = "\n".join(c.source for c in chapter.cells()) + "".join(chapter.texts())
         assert not [s for s in symbols if s not in code]
     assert set(first.values()) <= set(CHAPTERS)

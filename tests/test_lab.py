@@ -256,6 +256,19 @@ def test_the_solution_comes_after_a_try(doubling, capsys):
         exercises.asked("99.triple")
 
 
+def test_a_question_and_a_solution_are_whole_on_a_page(monkeypatch):
+    """The format string '<IIff' of chapter 13 is no tag."""
+    shown = []
+    monkeypatch.setattr(exercises, "show", lambda x: shown.append(x.html))
+    monkeypatch.setattr(exercises, "_tried", {"13.reader"})
+    exercises.exercise("13.reader")
+    exercises.exercise("13.lr")
+    exercises.solution("13.reader")
+    assert "&lt;IIff" in shown[0] and "died after" in shown[0]
+    assert "<code>now</code>" in shown[1]
+    assert "&lt;IIff" in shown[2] and "return found" in shown[2]
+
+
 def test_a_record_carries_where_it_comes_from(tmp_path):
     path = records.record(
         "r", {"loss": [1, 2]}, command="zolab run 11", folder=tmp_path

@@ -76,7 +76,10 @@ def draw(path: Path = IMAGES / "front.png") -> Path:
     record = load(METHODS)
     m, curves = record["methods"], _curves(record)
     floor = peak(m["inference"]) / 1000
-    with canvas(ALT, "Held-out loss and peak memory", 440, 360, 2) as (axes, image):
+    with canvas(ALT, "SmolLM2-135M: loss and peak memory", 440, 360, 2) as (
+        axes,
+        image,
+    ):
         memory, seconds = axes
         for name, label, style, (dy, dt) in SHOWN:
             losses = curves[name][-1][1]
@@ -101,9 +104,9 @@ def draw(path: Path = IMAGES / "front.png") -> Path:
             xycoords=("axes fraction", "data"), textcoords="offset points",
             color="#555555",
         )  # fmt: skip
-        memory.set(xlabel="peak memory of the process, GB", ylabel="loss at the end")
+        memory.set(xlabel="peak memory of the process, GB", ylabel="held-out loss")
         memory.set_xlim(0, 1.25 * max(peak(m[name]) for name, *_ in SHOWN) / 1000)
-        seconds.set_title("Held-out loss and time")
+        seconds.set_title("The same loss while it trains")
         seconds.set(xlabel="seconds of training, one CPU thread", ylabel="loss")
     return _write(path, image)
 

@@ -17,12 +17,14 @@ import importlib.util
 import json
 import math
 import random
+import re
 import tomllib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from html import escape
 from inspect import getsource
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +41,10 @@ KINDS = {"derive": "derive or predict", "write": "write", "break": "break and di
 
 class ExerciseError(ZolabError):
     """There is no such exercise, or its solution was asked for before a try."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: where in zolab it was raised helps no student."""
+        return [str(self)]
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,9 @@ def exercise(name: str) -> None:
     e, variant = asked(name), _variant(name)
     head = f"{name} ({KINDS[e.kind]}, {e.minutes} min, {'*' * e.stars})"
     question = e.question.format(**variant)
+    told = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(question))
     style = "border-left:4px solid #009E73;padding:.2em .8em;margin:.5em 0"
-    html = f'<div style="{style};max-width:42em"><b>{head}</b><br>{question}</div>'
+    html = f'<div style="{style};max-width:42em"><b>{head}</b><br>{told}</div>'
     show(Shown(f"{head}\n{question}", html))
 
 
@@ -118,7 +125,8 @@ def solution(name: str) -> None:
     asked(name)
     if name not in _tried:
         raise ExerciseError(f"try once first: check({name!r}, your_function)")
-    show(Shown(source := getsource(answers(name).right), f"<pre>{source}</pre>"))
+    source = getsource(answers(name).right)
+    show(Shown(source, f"<pre>{escape(source)}</pre>"))
 
 
 def judge(name: str, answer: Any, student: str | None = None) -> tuple[str, str]:

@@ -121,7 +121,8 @@ def peak_gb() -> float:
 
 
 def _cpu() -> str:
-    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+    n = torch.get_num_threads()
+    return f"CPU, {platform.machine()}, {n} thread{'s' if n > 1 else ''}"
 
 
 def commit() -> str:

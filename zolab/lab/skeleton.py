@@ -30,7 +30,7 @@ Something happens within two cells.""",
 print(f"{{int((z > 0).sum())}} of 1000 signs are +")""",
     """## The smallest example that shows the problem
 
-A sentence, an equation, and the lines that are it:
+A sentence on the direction $z$, an equation, and the lines that are it:
 
 $$ E[z_i^2] = 1. \\tag{{1}} $$""",
     """mine = z.square().mean()  # equation (1)
@@ -117,12 +117,12 @@ SOLUTIONS = '''"""Right and wrong answers to the exercises of chapter {number}."
 from zolab.lab.exercises import Solution, Wrong
 
 
-def spread(n):
+def deviation(n):
     return n**-0.5
 
 
 ANSWER = Solution(
-    right=spread,
+    right=deviation,
     wrong={{
         "variance": Wrong(lambda n: 1 / n, "that is the variance; take its root"),
     }},
