@@ -73,12 +73,17 @@ class Random:
     seed: int = 0
 
     @property
+    def limit(self) -> int:
+        """An element is chosen when its 16 bits are below this."""
+        return round(self.share * 65536)
+
+    @property
     def settings(self) -> dict[str, Any]:
         return {"name": "Random", "share": self.share, "seed": self.seed}
 
     def chosen(self, w: Tensor, slot: int, element: Tensor) -> Tensor:
         bits = uniform_bits(stream(make_key(self.seed, 0), slot), element)
-        return bits < round(self.share * 65536)
+        return bits < self.limit
 
 
 class Bits:
@@ -107,6 +112,8 @@ class Bits:
         return {"name": "Bits", "digest": seen.hexdigest()}
 
     def chosen(self, w: Tensor, slot: int, element: Tensor) -> Tensor:
+        if self.packed.device != element.device:  # bits from a file, weights on a GPU
+            self.packed = self.packed.to(element.device)
         return (self.packed[element >> 3] >> (element & 7)) & 1 != 0
 
 
@@ -117,7 +124,7 @@ def smallest(space: Space, share: float) -> dict[str, Mask]:
 
 def largest(space: Space, share: float) -> dict[str, Mask]:
     """The `share` of each slot that is largest now: magnitude pruning's keepers."""
-    return {s.name: Above(_quantile(s.base, 1 - share, up=True)) for s in space}
+    return {s.name: Above(_quantile(s.base, share, up=True)) for s in space}
 
 
 def random(space: Space, share: float, seed: int = 0) -> dict[str, Mask]:
@@ -166,11 +173,12 @@ def _best(scores: Tensor, share: float, rows: bool) -> Tensor:
 
 
 def _quantile(w: Tensor, share: float, *, up: bool = False) -> float:
-    """The share-quantile of |w|, a value that occurs."""
-    _check(1 - share if up else share)
+    """The |w| up to which (or from which `up`) that share lies; a value that occurs."""
+    _check(share)
     size = w.detach().abs().float().reshape(-1)
-    count = max(1, round(share * size.numel())) + up
-    return float(size.kthvalue(min(count, size.numel())).values)
+    count = max(1, round(share * size.numel()))
+    nth = size.numel() - count + 1 if up else count
+    return float(size.kthvalue(nth).values)
 
 
 def _check(share: float) -> None:

@@ -155,6 +155,13 @@ class Space:
         """The same slots, of which those that `masks` names move only in part."""
         if strangers := masks.keys() - {s.name for s in self.slots}:
             raise SpaceError(f"masks for {sorted(strangers)}, which are no slots")
+        for s in self.slots:
+            packed = getattr(masks.get(s.name), "packed", None)
+            if packed is not None and len(packed) != (s.numel + 7) // 8:
+                raise SpaceError(
+                    f"the mask of {s.name} has {len(packed)} bytes, expected "
+                    f"{(s.numel + 7) // 8}: a bit for each of {s.numel} elements"
+                )
         slots = (replace(s, mask=masks.get(s.name)) for s in self.slots)
         return Space(tuple(slots))
 

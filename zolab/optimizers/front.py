@@ -22,7 +22,7 @@ from zolab.engines.readout import finite
 from zolab.engines.resident import Resident
 from zolab.errors import JournalError, NonFiniteLossError
 from zolab.estimators import SPSA, Estimator
-from zolab.families import Keys, settings_of
+from zolab.families import Family, Keys, settings_of
 from zolab.gradient import Answer, Probe, ZOGradient
 from zolab.journal import Journal, storable
 from zolab.masks import Mask
@@ -235,7 +235,8 @@ class ZOOptimizer(torch.optim.Optimizer):
             wanted |= {"torch": version, "base": self.space.digest()}
         self.journal = Journal(path, wanted, fsync=fsync)
         try:
-            if silent := notes.keys() - self.journal.header.keys():
+            named = notes.keys() | ({"masks"} if header["masks"] else set())
+            if silent := named - self.journal.header.keys():
                 raise JournalError(
                     f"{path} belongs to another run: it says nothing of its "
                     f"{', '.join(sorted(silent))}"
@@ -244,8 +245,7 @@ class ZOOptimizer(torch.optim.Optimizer):
                 self.steps = play(
                     self.journal, self.engine, self.rule, observe=self._observe
                 )
-            else:
-                save_masks(self.journal, self.space)
+            save_masks(self.journal, self.space)
         except BaseException:
             self.journal.close()  # a notebook keeps the error, and us in its frames
             raise
@@ -257,7 +257,9 @@ class MeZO(ZOOptimizer):
     S. Malladi et al., Fine-tuning language models with just forward passes,
     arXiv:2305.17333. `lr` 1e-7 to 1e-6 and `eps` 1e-3 are the paper's for all weights
     of a large model, `lr` 5e-5 to 1e-4 and `eps` 1e-2 for LoRA. `weight_decay` spares
-    norms and biases. `num_queries` directions cost 2 forward passes each.
+    norms and biases. `num_queries` directions cost 2 forward passes each. With
+    `masks=masks.smallest(Space.of(model), 0.25)` it is Sparse-MeZO, with
+    `family=LowRank()` LOZO.
     """
 
     def __init__(
@@ -270,12 +272,13 @@ class MeZO(ZOOptimizer):
         journal: str | os.PathLike[str] | None = None,
         weight_decay: float = 0.0,
         num_queries: int = 1,
-        family: str = "rademacher",
+        family: str | Family = "rademacher",
         engine: Engine | None = None,
         param_groups: list[dict[str, Any]] | None = None,
         rounding: str = "stochastic",
         fsync: bool = False,
         notes: Mapping[str, Any] | None = None,
+        masks: Mapping[str, Mask] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -289,4 +292,5 @@ class MeZO(ZOOptimizer):
             rounding=rounding,
             fsync=fsync,
             notes=notes,
+            masks=masks,
         )

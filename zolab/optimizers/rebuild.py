@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from zolab.engines.base import Engine
 from zolab.engines.resident import Resident
@@ -125,12 +126,8 @@ def logged_space(model: nn.Module, journal: Journal) -> Space:
 def shaped(space: Space, journal: Journal) -> Space:
     """The space with the masks and the Hessian that the header speaks of."""
     if masks := journal.header.get("masks"):
-        path = journal.path.with_name(journal.path.name + MASKS)
-        bits = load_file(path) if path.exists() else {}
+        bits = _load_bits(journal) if _stored(masks) else {}
         space = space.masked({n: mask_from(m, bits.get(n)) for n, m in masks.items()})
-        for s in space:
-            if s.mask is not None and s.mask.settings != masks[s.name]:
-                raise JournalError(f"{path} holds another mask of {s.name}")
     smooth = journal.header.get("smooth")
     return space if smooth is None else space.curved(smooth)
 
@@ -138,8 +135,33 @@ def shaped(space: Space, journal: Journal) -> Space:
 def save_masks(journal: Journal, space: Space) -> None:
     """The stored bits of masks, beside the log: without them it says nothing."""
     bits = {s.name: s.mask.packed for s in space if isinstance(s.mask, Bits)}
-    if bits:
-        save_file(bits, journal.path.with_name(journal.path.name + MASKS))
+    path = journal.path.with_name(journal.path.name + MASKS)
+    if bits and not path.exists():
+        part = path.with_suffix(".part")
+        save_file(bits, part)
+        os.replace(part, path)
+
+
+def _stored(masks: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a header's masks whose bits lie beside the log."""
+    return {n: m for n, m in masks.items() if m["name"] == "Bits"}
+
+
+def _load_bits(journal: Journal) -> dict[str, Tensor]:
+    """The bits beside the log; JournalError unless they are those of the header."""
+    path = journal.path.with_name(journal.path.name + MASKS)
+    try:
+        bits = load_file(path)
+    except (OSError, SafetensorError) as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+        raise JournalError(
+            f"{path} {why}: it holds the masks of the run {journal.path}, and without "
+            "them the log says nothing"
+        ) from error
+    for name, settings in _stored(journal.header["masks"]).items():
+        if name not in bits or Bits(bits[name]).settings != settings:
+            raise JournalError(f"{path} holds another mask of {name} than the log's")
+    return bits
 
 
 def save_snapshot(journal: Journal, space: Space, step: int) -> Path:

@@ -51,7 +51,7 @@ def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) ->
             _add(x.numpy(), x.numpy(), *packed, start + a, 0, b - a)
             dst[a:b].copy_(x)
 
-    _split(dst.numel(), start, work)
+    split(dst.numel(), start, work)
 
 
 def rows(base: Tensor, draws: Sequence[Draw], index: Tensor, out: Tensor) -> None:
@@ -66,7 +66,7 @@ def update(base: Tensor, steps: Sequence[Step]) -> None:
     flat = base.view(-1)
     if base.dtype == torch.float32:
         x, packed = flat.numpy(), _pack_steps(steps)
-        _split(flat.numel(), 0, lambda lo, hi: _update(x, *packed, 0, lo, hi))
+        split(flat.numel(), 0, lambda lo, hi: _update(x, *packed, 0, lo, hi))
         return
     one_by_one = [(s.rounding, _pack_steps([s])) for s in steps]
 
@@ -77,17 +77,22 @@ def update(base: Tensor, steps: Sequence[Step]) -> None:
                 w = part.float()
                 _update(w.numpy(), *packed, a, 0, len(w))
                 if rounding is not None:
-                    bits = np.empty(len(w), np.int32)
-                    _bits(bits, U(rounding[0]), U(rounding[1]), a)
-                    w = stochastic_round(w, torch.from_numpy(bits), part.dtype)
+                    w = stochastic_round(w, bits(rounding, a, w), part.dtype)
                 part.copy_(w)
 
-    _split(flat.numel(), 0, work)
+    split(flat.numel(), 0, work)
 
 
 def add(x: Tensor, draws: Sequence[Draw], start: int) -> None:
     """x += sum s z, in place, for a flat fp32 piece: see `plain.add`."""
     _add(x.numpy(), x.numpy(), *_pack(draws), start, 0, len(x))
+
+
+def bits(rounding: tuple[int, int], start: int, like: Tensor) -> Tensor:
+    """16 uniform bits for each element of a flat piece: see `plain.bits`."""
+    out = np.empty(len(like), np.int32)
+    _bits(out, U(rounding[0]), U(rounding[1]), start)
+    return torch.from_numpy(out)
 
 
 def _pack(draws: Sequence[Draw]) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +116,7 @@ def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="zolab")
 
 
-def _split(n: int, start: int, work: Callable[[int, int], Any]) -> None:
+def split(n: int, start: int, work: Callable[[int, int], Any]) -> None:
     """work(lo, hi) over [0, n) in pieces that begin where a hash does.
 
     Threads take the next piece when they are free. Equal shares would wait for the

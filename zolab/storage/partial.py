@@ -8,13 +8,13 @@ what the last step left; an update takes the new curvature in before it moves.
 
     H <- (1 - smooth) H + c H z * z
 
-The sums of z are the fast kernels', the rest is torch on a chunk in the cache.
+The sums of z and the masks are the fast kernels' on a chunk in the cache, H is torch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,15 +25,22 @@ if TYPE_CHECKING:
     from zolab.space import Slot
     from zolab.storage import Draw, Step
 
-CHUNK = 1 << 18
+CHUNK = 1 << 16  # fp32 elements: 256 kB, and as much for the values before
 
 
 def materialise(slot: Slot, draws: Sequence[Draw], out: Tensor, start: int) -> None:
     """out = cast(the slot's elements from `start`, moved in part)."""
     src, dst = slot.base.view(-1)[start : start + out.numel()], out.view(-1)
-    for lo in range(0, dst.numel(), CHUNK):
-        part = src[lo : lo + CHUNK]
-        dst[lo : lo + CHUNK] = _moved(slot, part.float(), draws, start + lo)
+
+    def work(lo: int, hi: int) -> None:
+        for a in range(lo, hi, CHUNK):
+            w, to = src[a : min(a + CHUNK, hi)].float(), dst[a : min(a + CHUNK, hi)]
+            x = to if to.dtype == torch.float32 else torch.empty_like(w)
+            _move(slot, x.copy_(w), w, draws, start + a)
+            if x is not to:
+                to.copy_(x)
+
+    _split(dst, start, work)
 
 
 def tangent(slot: Slot, draws: Sequence[Draw], out: Tensor) -> None:
@@ -41,9 +48,7 @@ def tangent(slot: Slot, draws: Sequence[Draw], out: Tensor) -> None:
     flat, base = out.view(-1), slot.base.view(-1)
     for lo in range(0, len(flat), CHUNK):
         w = base[lo : lo + CHUNK].float()
-        push = _push(slot, w, draws, lo)
-        element = torch.arange(lo, lo + len(w), device=w.device)
-        flat[lo : lo + CHUNK] = push * _chosen(slot, w, element)
+        flat[lo : lo + CHUNK] = _push(slot, w, draws, lo) * _chosen(slot, w, lo)
 
 
 def rows(slot: Slot, draws: Sequence[Draw], index: Tensor, out: Tensor) -> None:
@@ -56,39 +61,45 @@ def rows(slot: Slot, draws: Sequence[Draw], index: Tensor, out: Tensor) -> None:
     else:
         push = plain.moved(torch.zeros_like(w), draws, element)
         x = w + push * (1 / slot.curvature.hessian[index].sqrt())
-    out.copy_(torch.where(_chosen(slot, w, element), x, w))
+    chosen = True if slot.mask is None else slot.mask.chosen(w, slot.id, element)
+    out.copy_(torch.where(torch.as_tensor(chosen, device=w.device), x, w))
 
 
 def update(slot: Slot, steps: Sequence[Step]) -> None:
     """base = round(decay * base + what moves) for each step, in place."""
     flat = slot.base.view(-1)
-    for lo in range(0, flat.numel(), CHUNK):
-        part = flat[lo : lo + CHUNK]
-        element = torch.arange(lo, lo + part.numel(), device=part.device)
-        for step in steps:
-            if step.bend is not None:
-                _bend(slot, step.bend, element)
-            w = part.float()
-            x = _moved(slot, w, step.draws, lo, step.decay)
-            if step.rounding is not None and part.dtype != torch.float32:
-                bits = plain.uniform_bits(step.rounding, element)
-                x = plain.stochastic_round(x, bits, part.dtype)
-            part.copy_(x)
+
+    def work(lo: int, hi: int) -> None:
+        for a in range(lo, hi, CHUNK):
+            part = flat[a : min(a + CHUNK, hi)]
+            for step in steps:
+                if step.bend is not None:
+                    _bend(slot, step.bend, a, len(part))
+                w = part.float()
+                x = w * step.decay if step.decay != 1.0 else w.clone()
+                _move(slot, x, w, step.draws, a)
+                if step.rounding is not None and part.dtype != torch.float32:
+                    bits = _kernel(x, ()).bits(step.rounding, a, x)
+                    x = plain.stochastic_round(x, bits, part.dtype)
+                part.copy_(x)
+
+    _split(flat, 0, work)
 
 
-def _moved(
-    slot: Slot, w: Tensor, draws: Sequence[Draw], start: int, decay: float = 1.0
-) -> Tensor:
-    x = w if decay == 1.0 else w * decay
-    if slot.curvature is None:
-        x = x.clone()
+def _move(slot: Slot, x: Tensor, w: Tensor, draws: Sequence[Draw], start: int) -> None:
+    """x = x + sum s z [/ sqrt(H)] where the mask chooses w, else w; in place."""
+    if draws and slot.curvature is not None:
+        x += _push(slot, w, draws, start)
+    elif draws:
         _kernel(x, draws).add(x, draws, start)
-    else:
-        x = x + _push(slot, w, draws, start)
     if slot.mask is None:
-        return x
-    element = torch.arange(start, start + len(w), device=w.device)
-    return torch.where(_chosen(slot, w, element), x, w)
+        return
+    if _kernel(x, ()) is plain or x.device.type != "cpu":
+        x.copy_(torch.where(_chosen(slot, w, start), x, w))
+    else:
+        from zolab.storage.select import put_back
+
+        put_back(x, w, slot.mask, slot.id, start)
 
 
 def _push(slot: Slot, w: Tensor, draws: Sequence[Draw], start: int) -> Tensor:
@@ -101,20 +112,31 @@ def _push(slot: Slot, w: Tensor, draws: Sequence[Draw], start: int) -> Tensor:
     return push * (1 / h.sqrt())
 
 
-def _chosen(slot: Slot, w: Tensor, element: Tensor) -> Tensor:
+def _chosen(slot: Slot, w: Tensor, start: int) -> Tensor:
+    """Bools of a flat piece that begins at element `start`."""
     if slot.mask is None:
         return torch.ones_like(w, dtype=torch.bool)
+    element = torch.arange(start, start + len(w), device=w.device)
     return slot.mask.chosen(w, slot.id, element)
 
 
-def _bend(slot: Slot, bend: Draw, element: Tensor) -> None:
+def _bend(slot: Slot, bend: Draw, start: int, count: int) -> None:
     assert slot.curvature is not None
-    h = slot.curvature.hessian.view(-1)[int(element[0]) : int(element[-1]) + 1]
-    z = plain.z(bend, element)
+    h = slot.curvature.hessian.view(-1)[start : start + count]
+    z = plain.z(bend, torch.arange(start, start + count, device=h.device))
     h.copy_((1 - slot.curvature.smooth) * h + bend.scale * (h * (z * z)))
 
 
-def _kernel(x: Tensor, draws: Sequence[Draw]):  # type: ignore[no-untyped-def]
+def _split(flat: Tensor, start: int, work: Callable[[int, int], None]) -> None:
+    """work(lo, hi) over all elements, on all threads where the kernels have them."""
+    fast = _kernel(flat, ())
+    if flat.device.type == "cpu" and fast is not plain:
+        fast.split(flat.numel(), start, work)
+    else:
+        work(0, flat.numel())
+
+
+def _kernel(x: Tensor, draws: Sequence[Draw]) -> Any:
     from zolab.storage import kernel
 
     fast = kernel(x.device, draws)

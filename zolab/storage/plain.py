@@ -107,6 +107,12 @@ def add(x: Tensor, draws: Sequence[Draw], start: int) -> None:
     x.copy_(moved(x, draws, element))
 
 
+def bits(rounding: tuple[int, int], start: int, like: Tensor) -> Tensor:
+    """16 uniform bits for each element of a flat piece that begins at `start`."""
+    element = torch.arange(start, start + len(like), device=like.device)
+    return uniform_bits(rounding, element)
+
+
 def stochastic_round(w: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
     """w (fp32) to a neighbour in `dtype`, up with the probability that keeps the mean.
 
