@@ -431,6 +431,21 @@ def test_hizoo_sees_the_axis_that_is_steep():
     assert x > 2 * y
 
 
+def test_state_dict_holds_the_hessian():
+    def start():
+        model = mlp()
+        hizoo = HiZOO(eps=1e-2, smooth=0.01)
+        return model, ZOOptimizer(model, estimator=hizoo, lr=1e-2)
+
+    (a, opt), (b, other) = start(), start()
+    for _ in range(3):
+        opt.step(closure(a))
+    b.load_state_dict(a.state_dict())
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    opt.step(closure(a)), other.step(closure(b))
+    assert same_bits(a, b)
+
+
 def test_a_snapshot_holds_the_hessian(tmp_path):
     model = mlp()
     opt = ZOOptimizer(

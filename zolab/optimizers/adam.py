@@ -87,6 +87,15 @@ class Adam:
         scale = math.sqrt(v / (1.0 - b2)) + self.adam_eps
         return SGD().update(m * (1.0 / (1.0 - b1) / scale), step, lr, weight_decay)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The window and the moments, for a run without a journal."""
+        moments = [list(m) for m in self._moments]
+        return {"window": self._memory.state_dict(), "moments": moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._memory.load_state_dict(state["window"])
+        self._moments = [(step, v, b1, b2) for step, v, b1, b2 in state["moments"]]
+
 
 def _coefficient(g: ZOGradient) -> float:
     families = sorted({d.family for d, _ in g.terms})

@@ -141,9 +141,11 @@ class ZOOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {
-            "zolab": {"steps": self.steps, "seed": self.seed}
-        }
+        mine: dict[str, Any] = {"steps": self.steps, "seed": self.seed}
+        if hasattr(self.rule, "state_dict"):
+            mine["rule"] = self.rule.state_dict()
+        curved = {s.name: s.curvature.hessian for s in self.space if s.curvature}
+        return super().state_dict() | {"zolab": mine | {"hessian": curved}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         mine = state_dict["zolab"]
@@ -151,6 +153,11 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise ValueError(f"the state has seed {mine['seed']}, this run {self.seed}")
         super().load_state_dict(state_dict)
         self.steps = mine["steps"]
+        if "rule" in mine:
+            self.rule.load_state_dict(mine["rule"])  # type: ignore[attr-defined]
+        for s in self.space:
+            if s.curvature is not None:
+                s.curvature.hessian.copy_(mine["hessian"][s.name])
         self.engine.bind(self.model, self.space, seed=self.seed, rounding=self.rounding)
 
     def _estimate(

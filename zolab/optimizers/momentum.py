@@ -27,9 +27,10 @@ same optimizer: with momentum, a step back by -2 is not the way back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any
 
-from zolab.gradient import Update, ZOGradient
+from zolab.gradient import Direction, Update, ZOGradient
 from zolab.optimizers.sgd import SGD
 
 CUT = 0.01  # the share of an endless memory that the window leaves out
@@ -67,6 +68,16 @@ class Window:
         ):
             total = total + h * power
         return total
+
+    def state_dict(self) -> list[Any]:
+        """The past as plain numbers and words."""
+        return [[step, [[*astuple(d), c] for d, c in g.terms]] for step, g in self.past]
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        self.past = [
+            (step, ZOGradient(tuple((Direction(*d), c) for *d, c in terms)))
+            for step, terms in state
+        ]
 
 
 def rewound(past: list[Any], step: int) -> list[Any]:
@@ -118,3 +129,10 @@ class Momentum:
     ) -> Update:
         m = self._memory.push(g * (1.0 - self.dampening), step)
         return SGD().update(m, step, lr, weight_decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The window, for a run without a journal; a replay needs none."""
+        return {"window": self._memory.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._memory.load_state_dict(state["window"])
