@@ -157,12 +157,14 @@ def test_every_module_imports_with_torch_and_transformers_alone():
     absent -= {"transformers", "tokenizers", "safetensors", "huggingface-hub"}
     absent -= {"tqdm", "pyyaml"}
     blocked = {m for m, d in packages_distributions().items() if absent & d}
+    kernels = [f"zolab.storage.{m}" for m in ("cpu", "gpu", "select")]
+    own = ["zolab.__main__", *kernels]
     script = f"""
 import importlib, pkgutil, sys
 sys.modules.update(dict.fromkeys({sorted(blocked | {"IPython"})}))
 import zolab
 for m in pkgutil.walk_packages(zolab.__path__, "zolab."):
-    if m.name not in ("zolab.__main__", "zolab.storage.cpu", "zolab.storage.gpu"):
+    if m.name not in {own}:
         importlib.import_module(m.name)
 """
     done = subprocess.run(
