@@ -136,7 +136,8 @@ def save_masks(journal: Journal, space: Space) -> None:
     """The stored bits of masks, beside the log: without them it says nothing."""
     bits = {s.name: s.mask.packed for s in space if isinstance(s.mask, Bits)}
     path = journal.path.with_name(journal.path.name + MASKS)
-    if bits and not path.exists():
+    # A log without a record is new: a file that lies there is an older run's.
+    if bits and not (path.exists() and journal.records):
         part = path.with_suffix(".part")
         save_file(bits, part)
         os.replace(part, path)
