@@ -118,6 +118,14 @@ def low_rank(
     return (rank - 2 * unlike).float()
 
 
+def signs(
+    stream: tuple[int, int], rows: int, rank: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The factor of `low_rank` that `stream` draws: (rows, rank) of +-1, fp32."""
+    h = _hash(stream, torch.arange(rows, device=device))
+    return (2 * ((h[:, None] >> torch.arange(rank, device=device)) & 1) - 1).float()
+
+
 def uniform_bits(stream: tuple[int, int], element: Tensor) -> Tensor:
     """16 uniform bits an element, as int64: lane e % 4 of h(e // 4)."""
     return (_hash(stream, element >> 2) >> ((element & 3) * 16)) & 0xFFFF

@@ -70,6 +70,7 @@ class Materialise(TorchFunctionMode):
     """While active, the space's parameters read as their values at `terms`."""
 
     fused = True  # embeddings by rows, heads by tiles
+    tall = 2 * TILE  # rows of a matrix that goes by tiles
 
     def __init__(
         self, space: Space, terms: Sequence[Term], *, keep: bool, seen: set[str]
@@ -101,7 +102,7 @@ class Materialise(TorchFunctionMode):
         if weight and self.fused and self.moves[weight.name]:
             if func is F.embedding and kwargs.get("max_norm") is None:
                 return self._embedding(weight, args[0])
-            tall = len(weight.shape) == 2 and weight.shape[0] >= 2 * TILE
+            tall = len(weight.shape) == 2 and weight.shape[0] >= self.tall
             if func is F.linear and tall:
                 return self._tiled(weight, *args, **kwargs)
         pooled = func in CONSUMERS
