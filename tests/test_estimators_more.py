@@ -16,11 +16,12 @@ from zolab.errors import NonFiniteLossError
 from zolab.estimators.rank import edge_weights
 from zolab.estimators.shaping import centred_ranks, zscore
 from zolab.families import Keys
-from zolab.gradient import Answer
+from zolab.gradient import Answer, ZOGradient
 
 LR = 1e-2
 EVERY = {
     "fzoo": (lambda: FZOO(eps=1e-2, num_queries=4), 5),
+    "fzoo reuse": (lambda: FZOO(eps=1e-2, num_queries=4, reuse=True), 5),
     "es": (lambda: EvolutionStrategy(eps=1e-2, num_queries=3), 6),
     "es ranks": (
         lambda: EvolutionStrategy(
@@ -46,9 +47,9 @@ class Numbers(Keys):
         return query
 
 
-def coefficients(estimator, *rounds):
+def coefficients(estimator, *rounds, step=0):
     """What the estimator makes of these losses, a list of losses an ask."""
-    proposal = estimator.propose(Numbers(0, 0, (0.1,)))
+    proposal = estimator.propose(Numbers(0, step, (0.1,)))
     probes = next(proposal)
     for losses in rounds:
         assert len(probes) == len(losses)
@@ -239,6 +240,43 @@ def test_fzoo_is_one_sided_over_std():
     z = coefficients(es, losses[1:])
     shift = [a - math.sqrt(2 / 3) * b for a, b in zip(c, z, strict=True)]
     assert shift == pytest.approx([shift[0]] * 3)
+
+
+def test_fzoo_reuses_the_last_spread_by_hand():
+    first, second = [1.0, 1.3, 0.7, 1.1], [5.0, 5.2, 5.1, 4.4]
+    est = FZOO(num_queries=3, reuse=True)
+    alone = coefficients(FZOO(num_queries=3), first)
+    assert coefficients(est, first) == alone  # nothing to use again yet
+    spread = math.sqrt(2) * statistics.stdev(first[1:])
+    est.observe(Keys(0, 0), ZOGradient((), (spread,)))
+    both = [statistics.variance(x[1:]) for x in (first, second)]
+    std = math.sqrt(sum(both) / 2)  # the levels, 1 and 5, do not enter
+    wanted = [(x - second[0]) / (3 * std) for x in second[1:]]
+    found = coefficients(est, second, step=1)
+    assert found == pytest.approx(wanted)
+    assert found != pytest.approx(coefficients(FZOO(num_queries=3), second))
+    tied = coefficients(est, [9.0, 9.1, 9.1, 9.1], step=1)
+    assert all(map(math.isfinite, tied))
+    with pytest.raises(ValueError, match="belongs to one run"):
+        coefficients(est, second, step=0)
+
+
+def test_fzoo_with_reuse_is_steadier():
+    """The std of the std: over eight losses about 0.25 of it, over four 0.4."""
+
+    def stds(**kwargs):
+        est, out = FZOO(num_queries=4, **kwargs), []
+        for step in range(400):
+            g = torch.Generator().manual_seed(step)
+            losses = [0.0, *(1 + torch.randn(4, generator=g, dtype=float)).tolist()]
+            out.append(losses[1] / (4 * coefficients(est, losses, step=step)[0]))
+            spread = math.sqrt(3) * statistics.stdev(losses[1:])
+            est.observe(Keys(0, step), ZOGradient((), (spread,)))
+        return torch.tensor(out)
+
+    alone, both = stds(), stds(reuse=True)
+    assert both.std() / both.mean() == pytest.approx(0.29, abs=0.03)
+    assert alone.std() / alone.mean() == pytest.approx(0.42, abs=0.04)
 
 
 def test_fzoo_has_no_unit():

@@ -431,11 +431,15 @@ def test_hizoo_sees_the_axis_that_is_steep():
     assert x > 2 * y
 
 
-def test_state_dict_holds_the_hessian():
+@pytest.mark.parametrize(
+    "make",
+    [lambda: HiZOO(eps=1e-2, smooth=0.01), lambda: FZOO(eps=1e-2, reuse=True)],
+    ids=["hizoo", "fzoo"],
+)
+def test_state_dict_holds_what_an_estimator_remembers(make):
     def start():
         model = mlp()
-        hizoo = HiZOO(eps=1e-2, smooth=0.01)
-        return model, ZOOptimizer(model, estimator=hizoo, lr=1e-2)
+        return model, ZOOptimizer(model, estimator=make(), lr=1e-2)
 
     (a, opt), (b, other) = start(), start()
     for _ in range(3):

@@ -142,8 +142,9 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         mine: dict[str, Any] = {"steps": self.steps, "seed": self.seed}
-        if hasattr(self.rule, "state_dict"):
-            mine["rule"] = self.rule.state_dict()
+        for name in ("rule", "estimator"):
+            if hasattr(part := getattr(self, name), "state_dict"):
+                mine[name] = part.state_dict()
         curved = {s.name: s.curvature.hessian for s in self.space if s.curvature}
         return super().state_dict() | {"zolab": mine | {"hessian": curved}}
 
@@ -153,8 +154,8 @@ class ZOOptimizer(torch.optim.Optimizer):
             raise ValueError(f"the state has seed {mine['seed']}, this run {self.seed}")
         super().load_state_dict(state_dict)
         self.steps = mine["steps"]
-        if "rule" in mine:
-            self.rule.load_state_dict(mine["rule"])  # type: ignore[attr-defined]
+        for name in mine.keys() & {"rule", "estimator"}:
+            getattr(self, name).load_state_dict(mine[name])
         for s in self.space:
             if s.curvature is not None:
                 s.curvature.hessian.copy_(mine["hessian"][s.name])
