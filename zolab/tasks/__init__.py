@@ -1,5 +1,6 @@
 """Tasks: data, a loss that forward passes answer, and an evaluation with its floor."""
 
+from zolab.tasks.digits import Digits, Pictures, load_digits
 from zolab.tasks.readers import TableError
 from zolab.tasks.sentences import Sentence, Splits, overlap, splits
 from zolab.tasks.sentiment import (
@@ -18,7 +19,9 @@ from zolab.tasks.tables import Table, read_table, write_csv
 
 __all__ = [
     "Batch",
+    "Digits",
     "Evaluation",
+    "Pictures",
     "Score",
     "Sentence",
     "Sentiment",
@@ -28,6 +31,7 @@ __all__ = [
     "accuracy",
     "error_rate",
     "evaluate",
+    "load_digits",
     "loss",
     "margins",
     "mistakes",
