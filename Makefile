@@ -36,8 +36,11 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[all]"
 	touch $@
 
+# Jupyter refuses root, which is who one is in a container.
+ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
 lab: $(SETUP)
-	$(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
+	$(PY) -m jupyterlab $(ROOT) --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 test: $(SETUP)
 	$(PY) -m ruff format --check .
