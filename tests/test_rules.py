@@ -14,10 +14,22 @@ from helpers import bits, closure, mlp, same_bits
 from torch.optim.lr_scheduler import LinearLR
 
 import zolab
-from zolab import SGD, SPSA, Adam, Direction, Momentum, SignSGD, ZOGradient, ZOOptimizer
+from zolab import (
+    SGD,
+    SPSA,
+    Adam,
+    Direction,
+    Momentum,
+    SignSGD,
+    ZOGradient,
+    ZOOptimizer,
+    masks,
+    storage,
+)
 from zolab.engines import Resident
 from zolab.errors import JournalError, NonFiniteLossError
 from zolab.gradient import round32
+from zolab.optimizers import Dense
 from zolab.optimizers.momentum import window_of
 from zolab.space import Space
 
@@ -29,16 +41,24 @@ RULES = {
     "short": lambda: Momentum(beta=0.8, dampening=0.8, window=3),
     "adam": Adam,
     "short adam": lambda: Adam(beta1=0.5, window=3),
+    "folded": lambda: Momentum(beta=0.8, window=9, fold=4),
+    "folded adam": lambda: Adam(beta1=0.5, fold=3),
+    "dense sign": lambda: Dense(SignSGD()),
+    "dense momentum": lambda: Dense(Momentum()),
+    "dense adam": lambda: Dense(Adam()),
 }
+REMEMBER = [n for n in RULES if "sign" not in n]
 REFUSED = (3, 4, 8)  # steps whose losses are NaN
 
 
-def start(rule, path=None, *, dtype=torch.bfloat16, queries=1, **kwargs):
+def start(
+    rule, path=None, *, dtype=torch.bfloat16, queries=1, family="rademacher", **kwargs
+):
     """A model at the base weights, an optimizer (which resumes), a step."""
     model = mlp(0, dtype)
     opt = ZOOptimizer(
         model,
-        estimator=SPSA(eps=1e-2, num_queries=queries),
+        estimator=SPSA(eps=1e-2, num_queries=queries, family=family),
         rule=rule,
         journal=path,
         **{"lr": 2e-3, "seed": 3, "weight_decay": 0.1} | kwargs,
@@ -80,14 +100,12 @@ def dense_grads(opt, model):
         p.grad = g[name]
 
 
-def follow(rule, dense, steps, *, schedule=False, queries=1, lr=1e-3, decay=0.0):
+def follow(rule, dense, steps, *, schedule=False, lr=1e-3, decay=0.0, **asks):
     """Weights under the rule, under a torch optimizer fed the same gradients, before.
 
     The gradients are those of the rule's run, so that only the updates can differ.
     """
-    ours, opt, step = start(
-        rule, dtype=torch.float32, queries=queries, lr=lr, weight_decay=0.0
-    )
+    ours, opt, step = start(rule, dtype=torch.float32, lr=lr, weight_decay=0.0, **asks)
     for g in opt.param_groups:
         g["weight_decay"] = decay
     base = copy.deepcopy(ours)
@@ -148,12 +166,132 @@ def test_inside_the_window_it_is_torch_s(rule, dense, kwargs):
         (lambda: Momentum(beta=0.8, window=8), heavy_ball(0.8), 0.8, 8),
         (Adam, adam(), 0.9, 44),
         (lambda: Adam(beta1=0.8, window=8), adam(betas=(0.8, 0.999)), 0.8, 8),
+        (lambda: Momentum(beta=0.8, window=8, fold=5), heavy_ball(0.8), 0.8, 8),
     ],
 )
 def test_beyond_it_the_cut_is_beta_to_the_w(rule, dense, beta, window):
     ours, theirs, base = follow(rule(), dense, 100)
     share = float((ours - theirs).norm() / (theirs - base).norm())
     assert 5e-4 < share < 2 * beta**window, share
+
+
+@pytest.mark.parametrize(
+    ("rule", "cut", "family"),
+    [
+        (SGD, 0.0, "near_normal"),
+        (SignSGD, 0.0, "rademacher"),
+        (Momentum, 0.9**44, "near_normal"),
+        (lambda: Momentum(beta=0.8, window=5), 0.8**5, "rademacher"),
+        (lambda: Momentum(beta=0.5, window=40, dampening=0.5), 0.0, "near_normal"),
+        (lambda: Momentum(fold=8), 0.9**44, "rademacher"),
+        (lambda: Momentum(beta=0.6, window=40, fold=30), 0.0, "near_normal"),
+        (Adam, 0.9**44, "rademacher"),
+        (lambda: Adam(beta1=0.8, window=5), 0.8**5, "rademacher"),
+        (lambda: Adam(beta1=0.5, window=40, fold=6), 0.0, "rademacher"),
+    ],
+)
+def test_a_window_is_its_dense_form_to_beta_to_the_w(rule, cut, family):
+    """120 equal gradients for both: what is left out weighs beta^W, and no less."""
+    ours, theirs, base = mlp(0), mlp(0), mlp(0)
+    a, b = rule(), Dense(rule())
+    g = torch.Generator().manual_seed(5)
+    for step in range(120):
+        c = float(torch.randn(1, generator=g)) + 0.3
+        both = ((a, ours), (b, theirs))
+        for r, model in both:
+            u = r.update(ZOGradient(((Direction(step, family), c),)), step, [1e-3], [0])
+            for slot in Space.of(model):
+                storage.update(slot, [(u, step)], seed=0, stochastic=True)
+    ours, theirs, base = (
+        torch.cat([p.detach().double().flatten() for p in m.parameters()])
+        for m in (ours, theirs, base)
+    )
+    share = float((ours - theirs).norm() / (theirs - base).norm())
+    assert share < 2 * cut + 2e-4, share
+    assert cut == 0 or share > cut / 10, "the cut itself is seen"
+
+
+def test_folding_pays_every_key_what_it_is_due():
+    """beta 1/2, window 3, fold 2: by hand, with a refused step between."""
+    rule, moved = Momentum(beta=0.5, window=3, fold=2), {}
+    for step in (0, 1, 3, 4):
+        u = rule.update(ZOGradient(((Direction(step), 1.0),)), step, [1.0], [0.0])
+        moved[step] = {d.key: c for d, c in u.terms}
+    assert moved[0] == {0: 1.0} and moved[3] == {3: 1.0}
+    assert moved[1] == {0: 0.5, 1: 1.0}
+    # Key 0 has had 1 and 1/2 and is due 1/4 more, key 1 after its 1: 1/2 + 1/4.
+    assert moved[4] == {0: 0.25, 1: 0.75, 3: 0.5, 4: 1.0}
+
+
+def test_folding_is_cheaper():
+    assert [Momentum(fold=k).terms() for k in (1, 8, 44)] == [44, 7.25, 130 / 44]
+    counted = []
+    rule = Momentum(beta=0.8, window=9, fold=4)
+    for step in range(80):
+        u = rule.update(ZOGradient(((Direction(step), 1.0),)), step, [1.0], [0.0])
+        counted.append(len(u.terms))
+    assert sum(counted[-40:]) / 40 == rule.terms() == 3.75
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("family", ["rademacher", "near_normal"])
+@pytest.mark.parametrize(
+    ("rule", "dense"),
+    [
+        (lambda: Dense(Adam()), adam()),
+        (lambda: Dense(Momentum(beta=0.7)), heavy_ball(0.7)),
+        (lambda: Dense(SGD()), lambda p, lr: torch.optim.SGD(p, lr)),
+    ],
+)
+def test_the_dense_form_takes_any_gradient_as_torch_does(rule, dense, family, queries):
+    ours, theirs, base = follow(rule(), dense, 25, queries=queries, family=family)
+    assert (ours - theirs).norm() < 1e-5 * (theirs - base).norm()
+
+
+def test_the_dense_sign_is_the_sign_of_the_sum():
+    model = mlp()
+    before = copy.deepcopy(model)
+    estimator = SPSA(num_queries=3, family="near_normal")
+    opt = ZOOptimizer(model, estimator=estimator, rule=Dense(SignSGD()), lr=2.0**-6)
+    opt.step(closure(model))
+    dense_grads(opt, before)
+    for p, q in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(p, q - 2.0**-6 * q.grad.sign())
+
+
+def test_what_a_dense_form_costs():
+    found = {r: Dense(r()).bytes_a_weight for r in (SGD, SignSGD, Momentum, Adam)}
+    assert found == {SGD: 0, SignSGD: 0, Momentum: 4, Adam: 8}
+    for make, extra in ((SGD, 0), (Momentum, 4), (Adam, 8)):
+        model, opt, step = start(Dense(make()))
+        step()
+        kept = [x for m in opt.rule._slots.values() for x in m.values()]
+        kept = [x.nbytes for x in kept if isinstance(x, torch.Tensor)]
+        assert sum(kept) == extra * opt.space.numel
+    with pytest.raises(ValueError, match="rule is Dense, expected one of SGD"):
+        Dense(Dense(SGD()))
+
+
+def test_a_dense_memory_under_a_mask_and_beside_a_hessian(tmp_path):
+    model = mlp()
+    chosen = masks.smallest(Space.of(model), 0.25)
+    kwargs = {"estimator": SPSA(eps=1e-2), "rule": Dense(Adam()), "lr": 1e-2}
+    opt = ZOOptimizer(model, masks=chosen, journal=tmp_path / "log", **kwargs)
+    for _ in range(3):
+        before = [p.detach().clone() for p in model.parameters()]
+        still = [
+            m.chosen(p, 0, None) for p, m in zip(before, chosen.values(), strict=True)
+        ]
+        opt.step(closure(model))
+        for p, q, moves in zip(model.parameters(), before, still, strict=True):
+            assert torch.equal(p != q, moves)
+    again = mlp()
+    zolab.replay(again, tmp_path / "log")
+    assert same_bits(again, model)
+    bent = mlp()
+    kwargs |= {"estimator": zolab.HiZOO(), "rule": Dense(Adam())}
+    with pytest.raises(ValueError, match="HiZOO keeps a Hessian"):
+        ZOOptimizer(bent, **kwargs)
 
 
 def test_a_window_is_the_sum_by_hand():
@@ -238,7 +376,8 @@ def test_it_learns(name):
     loss = closure(model)
     first = float(loss().detach())
     rule = RULES[name]()
-    lr = 2e-3 if isinstance(rule, Momentum) and not rule.dampening else 1e-2
+    inner = getattr(rule, "rule", rule)
+    lr = 2e-3 if isinstance(inner, Momentum) and not inner.dampening else 1e-2
     opt = ZOOptimizer(model, estimator=SPSA(eps=1e-3), rule=rule, lr=lr)
     for _ in range(300):
         opt.step(loss)
@@ -355,13 +494,14 @@ def test_a_scheduler_s_lr_scales_the_whole_window(tmp_path):
     assert same_bits(model, live)
 
 
-def test_lora(tmp_path):
-    """Adapters alone move, under momentum, and come back from the log."""
+@pytest.mark.parametrize("name", RULES)
+def test_lora(tmp_path, name):
+    """Adapters alone move, under each rule, and come back from the log."""
     family, again = families.make("lora"), families.make("lora").model
     opt = ZOOptimizer(
         family.model,
         estimator=SPSA(eps=1e-2),
-        rule=Momentum(),
+        rule=RULES[name](),
         journal=tmp_path / "log",
         lr=1e-3,
     )
@@ -371,6 +511,37 @@ def test_lora(tmp_path):
     assert not same_bits(again, family.model)
     zolab.replay(again, tmp_path / "log")
     assert same_bits(again, family.model)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_groups_keep_their_own_lr_and_decay(tmp_path, name):
+    """lr 0 stays; twice the lr moves twice as far; decay alone shrinks; all logged."""
+
+    def run(lr, decay, log):
+        model = mlp()
+        rest = [p for m in model[1:] for p in m.parameters()]
+        first = {"params": [model[0].weight], "lr": lr, "weight_decay": decay}
+        groups = [first, {"params": rest, "lr": 0.0, "weight_decay": 0.5}]
+        kwargs = {"rule": RULES[name](), "journal": tmp_path / log}
+        opt = ZOOptimizer(
+            model, estimator=SPSA(eps=1e-2), param_groups=groups, **kwargs
+        )
+        for k in range(12):
+            ups = iter([0.03 * (-1) ** k, 0.0])  # two losses that no weight changes
+            opt.step(
+                lambda ups=ups: float(model(torch.arange(3)).sum()) * 0 + next(ups)
+            )
+        again = mlp()
+        zolab.replay(again, tmp_path / log)
+        assert same_bits(again, model)
+        assert all(same_bits(a, b) for a, b in zip(model[1:], start[1:], strict=True))
+        return model[0].weight.detach() - start[0].weight.detach()
+
+    start = mlp()
+    one, two = run(2.0**-8, 0.0, "one"), run(2.0**-7, 0.0, "two")
+    torch.testing.assert_close(two, 2 * one, rtol=1e-3, atol=1e-5)
+    shrunk = run(2.0**-8, 4.0, "shrunk")
+    assert float(shrunk.norm()) > 0 and not torch.equal(shrunk, one)
 
 
 # ---- what is refused
@@ -393,7 +564,7 @@ def test_adam_refuses_z_that_are_not_signs():
         opt.step(closure(model))
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", REMEMBER)
 def test_a_rule_belongs_to_one_run(name):
     rule = RULES[name]()
     first, second = (start(rule)[2] for _ in range(2))
@@ -414,6 +585,7 @@ def test_a_rule_belongs_to_one_run(name):
         (lambda: Adam(beta2=2.0), "beta2 is 2.0"),
         (lambda: Adam(adam_eps=0.0), "adam_eps is 0.0, expected a positive"),
         (lambda: Adam(window=-1), "window is -1"),
+        (lambda: Momentum(fold=0), "fold is 0, expected at least 1"),
     ],
 )
 def test_bad_settings(make, message):
@@ -423,7 +595,8 @@ def test_bad_settings(make, message):
 
 def test_a_journal_knows_its_rule(tmp_path):
     logged(Momentum(), tmp_path / "log")
-    for rule in (Momentum(beta=0.8), Momentum(window=43), Adam(), SGD()):
+    others = Momentum(beta=0.8), Momentum(window=43), Momentum(fold=2), Adam(), SGD()
+    for rule in (*others, Dense(Momentum())):
         with pytest.raises(JournalError, match="its rule is"):
             start(rule, tmp_path / "log")
 
@@ -435,7 +608,7 @@ def test_what_a_window_costs():
     assert Momentum(window=5).terms(num_queries=4) == 20
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", REMEMBER)
 def test_state_dict_continues(tmp_path, name):
     """Also through a file that only plain values may be read from."""
     a, opt, step = start(RULES[name]())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from zolab.space import Space
+    from zolab.space import Slot, Space
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,15 @@ class Update:
     """w <- decay[g] * w - lr[g] * sum coefficient * z, for a slot of group g.
 
     `curvature` is the direction and the size of what a diagonal Hessian takes in
-    before that, where the slots have one.
+    before that, where the slots have one. `dense` says instead of `terms` what moves a
+    slot, fp32 and of its shape, before lr; it is asked once a slot and step, in order.
     """
 
     terms: tuple[Term, ...]
     lr: tuple[float, ...]
     decay: tuple[float, ...]
     curvature: Term | None = None
+    dense: Callable[[Slot], Tensor] | None = None
 
     def scales(self, group: int) -> list[float]:
         """What multiplies z: -lr * coefficient, rounded to 16 significant bits."""

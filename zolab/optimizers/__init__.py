@@ -13,15 +13,22 @@ from zolab.optimizers.sgd import SGD
 
 if TYPE_CHECKING:
     from zolab.optimizers.adam import Adam
+    from zolab.optimizers.dense import Dense
     from zolab.optimizers.momentum import Momentum
     from zolab.optimizers.sign import SignSGD
 
 # Loaded when named: a chapter that uses none of them does not go stale with them.
-_WHERE = {"Adam": "adam", "Momentum": "momentum", "SignSGD": "sign"}
+_WHERE = {
+    "Adam": "adam",
+    "Dense": "dense",
+    "Momentum": "momentum",
+    "SignSGD": "sign",
+}
 
 __all__ = [
     "SGD",
     "Adam",
+    "Dense",
     "MeZO",
     "Momentum",
     "Rule",

@@ -11,10 +11,11 @@ t counts accepted steps. The decay is AdamW's. This *is* dense Adam on these gra
 is no adaptation per weight, only a step whose length does not depend on the loss's
 scale. A gain of Adam over momentum must come from there, or from z that are not signs.
 
-Cost: `terms()` directions a step, 44 at beta1 = 0.9, and no tensor. Any other family,
-or several queries, needs sum_i c_i^2 z_i * z_i with its cross terms coordinate by
-coordinate: no list of directions, and as a window at beta2 = 0.999 it would be some
-4,600 keys a step. Both are refused.
+Cost: `terms()` directions a step, 44 at beta1 = 0.9, and no tensor; `fold` = k pays it
+every k steps, as in `momentum`. Any other family, or several queries, needs
+sum_i c_i^2 z_i * z_i with its cross terms coordinate by coordinate: no list of
+directions, and as a window at beta2 = 0.999 it would be some 4,600 keys a step. Both
+are refused; `Dense(Adam())` keeps two tensors and takes them.
 
 D. P. Kingma and J. Ba, Adam, arXiv:1412.6980. I. Loshchilov and F. Hutter, AdamW,
 arXiv:1711.05101. Published MeZO-Adam and ZO-LLM's ZO-Adam (arXiv:2402.11592) keep both
@@ -28,7 +29,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zolab.gradient import Update, ZOGradient
-from zolab.optimizers.momentum import Window, check_beta, rewound, window_of
+from zolab.optimizers.momentum import Window, check_beta, folds, rewound, window_of
 from zolab.optimizers.sgd import SGD
 
 Moment = tuple[int, float, float, float]
@@ -48,27 +49,26 @@ class Adam:
         beta2: float = 0.999,
         adam_eps: float = 1e-8,
         window: int | None = None,
+        fold: int = 1,
     ) -> None:
         check_beta("beta1", beta1)
         check_beta("beta2", beta2)
         if not adam_eps > 0:  # or the first step without a slope divides 0 by 0
             raise ValueError(f"adam_eps is {adam_eps}, expected a positive number")
-        size = window_of(beta1) if window is None else window
-        if size < 1:
-            raise ValueError(f"window is {window}, expected at least 1")
+        self.window = window_of(beta1) if window is None else window
         self.beta1, self.beta2, self.adam_eps = beta1, beta2, adam_eps
-        self.window = size
-        self._memory = Window(beta1, size)
+        self.fold = fold
+        self._memory = Window(beta1, self.window, fold)
         self._moments: list[Moment] = []  # of the last two steps
 
     @property
     def settings(self) -> dict[str, Any]:
         names = ("beta1", "beta2", "adam_eps", "window")
-        return {"name": "Adam"} | {n: getattr(self, n) for n in names}
+        return {"name": "Adam"} | {n: getattr(self, n) for n in names} | folds(self)
 
-    def terms(self) -> int:
+    def terms(self) -> float:
         """Directions that a step draws again for its update; SGD draws one."""
-        return self.window
+        return self._memory.terms()
 
     def update(
         self,
@@ -78,14 +78,15 @@ class Adam:
         weight_decay: Sequence[float],
     ) -> Update:
         c = _coefficient(g)
-        m = self._memory.push(g * (1.0 - self.beta1), step)
         past = rewound(self._moments, step)
         _, v, b1, b2 = past[-1] if past else (-1, 0.0, 1.0, 1.0)
         v = self.beta2 * v + (1.0 - self.beta2) * (c * c)
         b1, b2 = b1 * self.beta1, b2 * self.beta2
-        self._moments = [*past[-1:], (step, v, b1, b2)]
         scale = math.sqrt(v / (1.0 - b2)) + self.adam_eps
-        return SGD().update(m * (1.0 / (1.0 - b1) / scale), step, lr, weight_decay)
+        rate = 1.0 / (1.0 - b1) / scale
+        m = self._memory.push(g * (1.0 - self.beta1), step, rate)
+        self._moments = [*past[-1:], (step, v, b1, b2)]
+        return SGD().update(m, step, lr, weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The window and the moments, for a run without a journal."""
@@ -105,6 +106,6 @@ def _coefficient(g: ZOGradient) -> float:
             f"Adam got {len(g.terms)} directions of {', '.join(families)}, expected 1 "
             "of rademacher: only there is the second moment one number (z * z = 1). "
             "Otherwise it is a tensor, or some 4,600 keys a step at beta2 = 0.999: "
-            "use Momentum"
+            "use Momentum, or Dense(Adam()), which keeps two tensors"
         )
     return g.terms[0][1]

@@ -14,7 +14,8 @@ class Rule(Protocol):
     """Scales a gradient into an update: a function of what the journal records.
 
     `settings` is {"name": class name, **keyword arguments}, from which a replay makes
-    the rule again.
+    the rule again. Optional: `check(estimator)` raises ValueError, before the first
+    step, on one that the rule cannot follow.
     """
 
     settings: dict[str, Any]

@@ -90,6 +90,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         groups = param_groups or decay_groups(model, weight_decay)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.model, self.estimator, self.rule = model, estimator, rule or SGD()
+        if hasattr(self.rule, "check"):
+            self.rule.check(estimator)
         self.space = whole.grouped(self.param_groups).masked(masks or {})
         self.smooth: float | None = getattr(estimator, "smooth", None)
         if self.smooth is not None:

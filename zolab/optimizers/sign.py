@@ -7,6 +7,7 @@ is its own sign, so the two are one rule, and a step moves each weight by exactl
 A near-normal z is not: there this is what ZO-LLM calls sign (it has normal z), a step
 of MeZO whose slope was rounded to +-1, and sign(c z) would need another direction. With
 several queries the sign of sum c_i z_i is no short list of directions: refused.
+`Dense(SignSGD())` takes both, a tensor at a time.
 
 Cost: SGD's. A slope of exactly 0 moves nothing but the decay. What one bit gives up is
 the slope's size: |c| averages sqrt(2 / pi) |grad|, so near a minimum the steps do not

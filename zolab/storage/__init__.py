@@ -134,6 +134,11 @@ def update(
     bf16 and fp16 round stochastically with bits keyed by (seed, step, slot), or to
     nearest when `stochastic` is false.
     """
+    if any(u.dense for u, _ in updates):
+        from zolab.storage import dense
+
+        dense.update(slot, updates, seed=seed, stochastic=stochastic)
+        return
     steps = []
     for u, step in updates:
         g = slot.group
