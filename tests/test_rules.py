@@ -18,6 +18,8 @@ from zolab import (
     SGD,
     SPSA,
     Adam,
+    AdaMU,
+    Dense,
     Direction,
     Momentum,
     SignSGD,
@@ -29,7 +31,6 @@ from zolab import (
 from zolab.engines import Resident
 from zolab.errors import JournalError, NonFiniteLossError
 from zolab.gradient import round32
-from zolab.optimizers import Dense
 from zolab.optimizers.momentum import window_of
 from zolab.space import Space
 
@@ -46,19 +47,24 @@ RULES = {
     "dense sign": lambda: Dense(SignSGD()),
     "dense momentum": lambda: Dense(Momentum()),
     "dense adam": lambda: Dense(Adam()),
+    "adamu": lambda: AdaMU(warm=2, settle=9),
+    "signed adamu": lambda: AdaMU(warm=1, settle=5, beta1=0.6, signed=True),
 }
 REMEMBER = [n for n in RULES if "sign" not in n]
 REFUSED = (3, 4, 8)  # steps whose losses are NaN
 
 
-def start(
-    rule, path=None, *, dtype=torch.bfloat16, queries=1, family="rademacher", **kwargs
-):
+def asks(rule, **kwargs):
+    """SPSA, or the probes that the rule makes for itself."""
+    return getattr(rule, "estimator", SPSA)(eps=1e-2, **kwargs)
+
+
+def start(rule, path=None, *, dtype=torch.bfloat16, ask=None, **kwargs):
     """A model at the base weights, an optimizer (which resumes), a step."""
     model = mlp(0, dtype)
     opt = ZOOptimizer(
         model,
-        estimator=SPSA(eps=1e-2, num_queries=queries, family=family),
+        estimator=asks(rule, **ask or {}),
         rule=rule,
         journal=path,
         **{"lr": 2e-3, "seed": 3, "weight_decay": 0.1} | kwargs,
@@ -100,12 +106,12 @@ def dense_grads(opt, model):
         p.grad = g[name]
 
 
-def follow(rule, dense, steps, *, schedule=False, lr=1e-3, decay=0.0, **asks):
+def follow(rule, dense, steps, *, schedule=False, lr=1e-3, decay=0.0, **ask):
     """Weights under the rule, under a torch optimizer fed the same gradients, before.
 
     The gradients are those of the rule's run, so that only the updates can differ.
     """
-    ours, opt, step = start(rule, dtype=torch.float32, lr=lr, weight_decay=0.0, **asks)
+    ours, opt, step = start(rule, dtype=torch.float32, lr=lr, weight_decay=0.0, ask=ask)
     for g in opt.param_groups:
         g["weight_decay"] = decay
     base = copy.deepcopy(ours)
@@ -139,7 +145,7 @@ def adam(**kwargs):
     [
         (Momentum, heavy_ball(0.9), {}),
         (Momentum, heavy_ball(0.9), {"schedule": True}),
-        (Momentum, heavy_ball(0.9), {"queries": 3}),
+        (Momentum, heavy_ball(0.9), {"num_queries": 3}),
         (lambda: Momentum(beta=0.5, window=60), heavy_ball(0.5), {}),
         (lambda: Momentum(beta=0.0), lambda p, lr: torch.optim.SGD(p, lr), {}),
         (Adam, adam(), {}),
@@ -244,7 +250,7 @@ def test_folding_is_cheaper():
     ],
 )
 def test_the_dense_form_takes_any_gradient_as_torch_does(rule, dense, family, queries):
-    ours, theirs, base = follow(rule(), dense, 25, queries=queries, family=family)
+    ours, theirs, base = follow(rule(), dense, 25, num_queries=queries, family=family)
     assert (ours - theirs).norm() < 1e-5 * (theirs - base).norm()
 
 
@@ -378,10 +384,125 @@ def test_it_learns(name):
     rule = RULES[name]()
     inner = getattr(rule, "rule", rule)
     lr = 2e-3 if isinstance(inner, Momentum) and not inner.dampening else 1e-2
-    opt = ZOOptimizer(model, estimator=SPSA(eps=1e-3), rule=rule, lr=lr)
+    estimator = getattr(rule, "estimator", SPSA)(eps=1e-3)
+    opt = ZOOptimizer(model, estimator=estimator, rule=rule, lr=lr)
     for _ in range(300):
         opt.step(loss)
     assert float(loss().detach()) < 0.7 * first
+
+
+# ---- ZO-AdaMU
+
+
+def adamu_by_hand(loss, w, steps, mixture, *, eps, lr, seed):
+    """The paper's algorithm 1 with m as a tensor, fp64; slopes and weights."""
+    m, slopes, d = torch.zeros_like(w), [], len(w)
+    for t in range(steps):
+        alpha, beta1, beta2 = mixture.at(t)
+        key = zolab.make_key(seed, t, 0)
+        u, v = (
+            zolab.direction(k, "weight", d, family="near_normal").double()
+            for k in (key, zolab.make_key(key, t, 1))
+        )
+        first, second = alpha**0.5 * u, m + (1 - alpha) ** 0.5 * v
+        m = beta1 * first + (1 - beta1) * second
+        g = (loss(w + eps * m) - loss(w - eps * m)) / (2 * eps)
+        square = beta2 * first**2 + (1 - beta2) * second**2
+        w = w - lr * g * m / (square + 1e-8).sqrt()
+        m = m * (torch.sign(g) if mixture.signed else 1)
+        slopes.append(float(g))
+    return slopes, w
+
+
+class Vector(torch.nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.linspace(0.5, 1.5, d))
+        self.curve = torch.linspace(1.0, 3.0, d)
+
+    def loss(self, w):
+        return (self.curve * w * w).sum() / 2
+
+    def forward(self):
+        return self.loss(self.weight.double() * 1.0)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_adamu_is_algorithm_1(signed):
+    """Keys and weights against tensors: slopes and weights of 30 steps, all phases."""
+    model = Vector(50)
+    rule = AdaMU(warm=5, settle=15, beta1=0.6, signed=signed)
+    estimator = rule.estimator(eps=2.0**-5)
+    opt = ZOOptimizer(model, estimator=estimator, rule=rule, lr=2.0**-9, seed=4)
+    base = model.weight.detach().double()
+    slopes, want = adamu_by_hand(
+        model.loss, base, 30, rule.mixture, eps=2.0**-5, lr=2.0**-9, seed=4
+    )
+    found = []
+    for _ in range(30):
+        opt.step(model)
+        found.append(opt.last.gradient.terms[0][1])
+    torch.testing.assert_close(found, slopes, rtol=1e-3, atol=1e-3)
+    far = (want - base).norm()
+    assert far > 0.1 and (model.weight.detach().double() - want).norm() < 1e-3 * far
+
+
+def test_adamu_begins_as_mezo_with_the_sign_of_z():
+    """Measured along normal z, moved along its sign: equal to the bit at warm steps."""
+    model, by_hand = mlp(), mlp()
+    rule = AdaMU(warm=3, settle=3)
+    opt = ZOOptimizer(model, estimator=rule.estimator(), rule=rule, lr=1e-3)
+    for _ in range(3):
+        opt.step(closure(model))
+        ((d, c),) = opt.last.gradient.terms
+        for slot in Space.of(by_hand):
+            z = slot.direction(d)
+            slot.base.sub_(1e-3 * (c * (z / (z * z + 1e-8).sqrt())))
+    for p, q in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_adamu_s_three_numbers_and_what_it_keeps():
+    rule = AdaMU(warm=10, settle=20)
+    assert rule.mixture.at(9) == (1.0, 1.0, 1.0)
+    assert rule.mixture.at(20) == (0.5, 0.9, 0.01)
+    assert rule.mixture.at(15) == pytest.approx((0.75, 0.95, 0.505))
+    model = mlp()
+    opt = ZOOptimizer(model, estimator=rule.estimator(), rule=rule)
+    for _ in range(60):
+        opt.step(closure(model))
+    assert len(rule._history.past) == 2
+    assert len(rule._history.past[-1][1]) == 12  # 0.1^5 is above 2^-20, 0.1^6 below
+
+
+def test_adamu_without_the_sign_remembers_no_gradient():
+    """The last m against the gradient: as often uphill as down, unless it is signed."""
+    gradient = torch.linspace(1, 2, 50)
+    for signed, low, high in ((False, -0.1, 0.1), (True, 0.5, 1.0)):
+        rule, downhill = AdaMU(warm=0, settle=0, signed=signed), []
+        for step in range(400):
+            d = Direction(zolab.make_key(0, step), "near_normal")
+            drawn = {}
+            terms = rule._history.mixed(step, d).m
+            for k, c in terms:
+                drawn[k] = c * zolab.direction(k.key, "w", 50, family=k.family)
+            slope = float(sum(drawn.values()) @ gradient)
+            rule.update(ZOGradient(((d, slope),)), step, [0.0], [0.0])
+            last = rule._history.past[-1][1]
+            kept = sum(
+                c * zolab.direction(k.key, "w", 50, family=k.family) for k, c in last
+            )
+            downhill.append(float(torch.sign(kept @ gradient)))
+        mean = sum(downhill) / len(downhill)
+        assert low <= mean <= high
+
+
+def test_adamu_wants_its_own_probes():
+    rule = AdaMU(warm=1, settle=2)
+    other = AdaMU(warm=1, settle=3).estimator()
+    for estimator in (SPSA(family="near_normal"), other):
+        with pytest.raises(ValueError, match=r"expected rule.estimator\(eps"):
+            ZOOptimizer(mlp(), estimator=estimator, rule=rule)
 
 
 # ---- the log determines the weights
@@ -408,7 +529,9 @@ def test_replay_and_resume_at_every_cut(tmp_path, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("queries", [1, 3])
 def test_momentum_s_log_on_other_kernels(tmp_path, monkeypatch, dtype, queries):
-    live, _ = logged(Momentum(), tmp_path / "log", dtype=dtype, queries=queries)
+    live, _ = logged(
+        Momentum(), tmp_path / "log", dtype=dtype, ask={"num_queries": queries}
+    )
     monkeypatch.setenv("ZOLAB_KERNELS", "plain")
     model = mlp(0, dtype)
     zolab.replay(model, tmp_path / "log")
@@ -498,10 +621,11 @@ def test_a_scheduler_s_lr_scales_the_whole_window(tmp_path):
 def test_lora(tmp_path, name):
     """Adapters alone move, under each rule, and come back from the log."""
     family, again = families.make("lora"), families.make("lora").model
+    rule = RULES[name]()
     opt = ZOOptimizer(
         family.model,
-        estimator=SPSA(eps=1e-2),
-        rule=RULES[name](),
+        estimator=asks(rule),
+        rule=rule,
         journal=tmp_path / "log",
         lr=1e-3,
     )
@@ -522,10 +646,9 @@ def test_groups_keep_their_own_lr_and_decay(tmp_path, name):
         rest = [p for m in model[1:] for p in m.parameters()]
         first = {"params": [model[0].weight], "lr": lr, "weight_decay": decay}
         groups = [first, {"params": rest, "lr": 0.0, "weight_decay": 0.5}]
-        kwargs = {"rule": RULES[name](), "journal": tmp_path / log}
-        opt = ZOOptimizer(
-            model, estimator=SPSA(eps=1e-2), param_groups=groups, **kwargs
-        )
+        rule = RULES[name]()
+        kwargs = {"rule": rule, "estimator": asks(rule), "journal": tmp_path / log}
+        opt = ZOOptimizer(model, param_groups=groups, **kwargs)
         for k in range(12):
             ups = iter([0.03 * (-1) ** k, 0.0])  # two losses that no weight changes
             opt.step(
@@ -549,7 +672,7 @@ def test_groups_keep_their_own_lr_and_decay(tmp_path, name):
 
 @pytest.mark.parametrize("rule", [SignSGD, Adam])
 def test_several_queries_are_refused_and_nothing_moves(tmp_path, rule):
-    model, opt, step = start(rule(), tmp_path / "log", queries=2)
+    model, opt, step = start(rule(), tmp_path / "log", ask={"num_queries": 2})
     before, log = bits(model), (tmp_path / "log").read_bytes()
     with pytest.raises(ValueError, match=f"{rule.__name__} got 2 directions"):
         step()
@@ -586,6 +709,9 @@ def test_a_rule_belongs_to_one_run(name):
         (lambda: Adam(adam_eps=0.0), "adam_eps is 0.0, expected a positive"),
         (lambda: Adam(window=-1), "window is -1"),
         (lambda: Momentum(fold=0), "fold is 0, expected at least 1"),
+        (lambda: AdaMU(warm=3, settle=2), "warm is 3 and settle 2"),
+        (lambda: AdaMU(warm=0, settle=0, beta1=0.0), "beta1 is 0.0, expected 0 <"),
+        (lambda: AdaMU(warm=0, settle=0, sigma=0.0), "sigma is 0.0, expected a"),
     ],
 )
 def test_bad_settings(make, message):

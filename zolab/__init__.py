@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from zolab.journal import Journal
     from zolab.models import load_model
     from zolab.noise import direction, make_key
-    from zolab.optimizers import SGD, Adam, MeZO, Momentum, SignSGD, ZOOptimizer, replay
+    from zolab.optimizers import (
+        SGD,
+        Adam,
+        AdaMU,
+        Dense,
+        MeZO,
+        Momentum,
+        SignSGD,
+        ZOOptimizer,
+        replay,
+    )
     from zolab.space import Space
     from zolab.suggestion import Suggestion, suggest
 
@@ -69,7 +79,9 @@ _WHERE = {
     "direction": "noise",
     "make_key": "noise",
     "SGD": "optimizers",
+    "AdaMU": "optimizers",
     "Adam": "optimizers",
+    "Dense": "optimizers",
     "MeZO": "optimizers",
     "Momentum": "optimizers",
     "SignSGD": "optimizers",
@@ -86,10 +98,12 @@ __all__ = [
     "SGD",
     "SPSA",
     "SVRG",
+    "AdaMU",
     "Adam",
     "Blocks",
     "Conservative",
     "Coordinates",
+    "Dense",
     "Direction",
     "EvolutionStrategy",
     "ForwardGradient",

@@ -13,12 +13,14 @@ from zolab.optimizers.sgd import SGD
 
 if TYPE_CHECKING:
     from zolab.optimizers.adam import Adam
+    from zolab.optimizers.adamu import AdaMU
     from zolab.optimizers.dense import Dense
     from zolab.optimizers.momentum import Momentum
     from zolab.optimizers.sign import SignSGD
 
 # Loaded when named: a chapter that uses none of them does not go stale with them.
 _WHERE = {
+    "AdaMU": "adamu",
     "Adam": "adam",
     "Dense": "dense",
     "Momentum": "momentum",
@@ -27,6 +29,7 @@ _WHERE = {
 
 __all__ = [
     "SGD",
+    "AdaMU",
     "Adam",
     "Dense",
     "MeZO",
