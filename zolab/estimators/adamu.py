@@ -6,7 +6,7 @@
 
 The rule that moves along g m_t is `zolab.optimizers.AdaMU`; `AdaMU.estimator` makes
 these probes with its numbers. m is a list of keys, two a step with weights that shrink
-by 1 - beta1: some 14 at the paper's last 0.9, and cut below 2^-20. The second key
+by 1 - beta1: 11 at the paper's last 0.9, where they are cut below 2^-20. The second key
 follows from the first, so that the log holds one slope a step.
 
 S. Jiang et al., ZO-AdaMU optimizer: adapting perturbation by the momentum and

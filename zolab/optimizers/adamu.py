@@ -15,7 +15,7 @@ where z'' is near 0. Nothing of v_t has seen a loss. At beta1 = 0.9 a step weigh
 points uphill as often as down, the paper's memory (the default) carries no gradient.
 `signed=True` is the program's.
 
-Cost: 2 passes, no tensor kept; some 14 directions a probe and an update, which goes
+Cost: 2 passes, no tensor kept; 11 directions a probe and an update, which goes
 slot by slot with six fp32 tensors of the slot's size.
 
 S. Jiang et al., AAAI 2024, arXiv:2312.15184, algorithm 1 (equation 6 has v^2 + sigma
