@@ -472,7 +472,9 @@ def test_adamu_s_three_numbers_and_what_it_keeps():
     for _ in range(60):
         opt.step(closure(model))
     assert len(rule._history.past) == 2
-    assert len(rule._history.past[-1][1]) == 11  # weights 0.64 and 0.07 times 0.1^j, above 2^-20
+    assert (
+        len(rule._history.past[-1][1]) == 11
+    )  # weights 0.64 and 0.07 times 0.1^j, above 2^-20
 
 
 def test_adamu_without_the_sign_remembers_no_gradient():
