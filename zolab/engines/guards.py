@@ -26,13 +26,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     layers that merge), and a closure may call `model.train()`.
     """
     flags = [(m, m.training) for m in model.modules()]
-    for m, _ in flags:
-        m.training = False
+    for m, training in flags:
+        if training:  # a Module's attribute takes microseconds to set
+            m.training = False
     try:
         yield
     finally:
         for m, training in flags:
-            m.training = training
+            if m.training is not training:
+                m.training = training
 
 
 def generators() -> Callable[[], None]:

@@ -62,19 +62,23 @@ class Resident:
     def evaluate(self, probes: list[Probe], objectives: Objectives) -> list[Answer]:
         answers = []
         restore = generators()
-        for i, probe in enumerate(probes):
-            if probe.objective not in objectives:
-                known = ", ".join(objectives)
-                raise ValueError(f"no objective {probe.objective!r}; there are {known}")
-            if i:
-                restore()
-            with self.at(probe):
-                if probe.want == "jvp":
-                    answers.append(with_tangent(objectives[probe.objective]))
-                else:
-                    answers.append(Answer(number(objectives[probe.objective]())))
+        with eval_mode(self.model):  # once for all: `at` finds it done
+            for i, probe in enumerate(probes):
+                if i:
+                    restore()
+                answers.append(self.ask(probe, objectives))
         self._check_seen()
         return answers
+
+    def ask(self, probe: Probe, objectives: Objectives) -> Answer:
+        """The answer to one probe, with whatever the global generators now hold."""
+        if probe.objective not in objectives:
+            known = ", ".join(objectives)
+            raise ValueError(f"no objective {probe.objective!r}; there are {known}")
+        with self.at(probe):
+            if probe.want == "jvp":
+                return with_tangent(objectives[probe.objective])
+            return Answer(number(objectives[probe.objective]()))
 
     def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
         for slot in self.space:

@@ -14,8 +14,8 @@ A. Chen et al., DeepZero: scaling up zeroth-order optimization for deep model tr
 arXiv:2310.02025: one-sided, eps 5e-3, a share of each layer that ZO-GraSP chose at the
 start (`Coordinates.of(space, shares)`), other coordinates of it from time to time.
 
-Cost: n + 1 forward passes for n coordinates, central 2 n. `Resident(reuse=...)` starts
-a pass at the first layer that differs, `Parallel` deals the passes out to processes.
+Cost: n + 1 forward passes for n coordinates, central 2 n. `engines.Reuse` starts a pass
+at the first layer that differs, `engines.Parallel` deals them out to processes.
 """
 
 from __future__ import annotations
