@@ -34,6 +34,10 @@ class SuggestionError(LossError):
     """From this objective neither eps nor lr can be measured; says what to change."""
 
 
+class ScoreError(ZolabError):
+    """A score of single weights cannot be had: no pass, an odd shape, not finite."""
+
+
 class InPlaceEditError(ZolabError):
     """Code inside the closure writes to a parameter that a probe reads."""
 

@@ -134,16 +134,31 @@ def random(space: Space, share: float, seed: int = 0) -> dict[str, Mask]:
 
 
 def top(
-    scores: Mapping[str, Tensor], share: float, *, per: str = "slot"
+    scores: Mapping[str, Tensor],
+    share: float,
+    *,
+    per: str = "slot",
+    space: Space | None = None,
 ) -> dict[str, Mask]:
-    """The `share` of elements with the highest scores, as bits.
+    """The `share` of elements with the highest scores, as bits (`zolab.scores`).
 
     `per` is what an element competes in: "slot", "row" (an output's weights, as Wanda
-    and MaZO rank them) or "all" (layers get different shares, as GraSP's do).
+    and MaZO rank them) or "all" (layers get different shares, as GraSP's do). With
+    `space` the scores' names and shapes must be its slots'. Raises ValueError on a
+    score that is not finite: it has no rank.
     """
     _check(share)
     if per not in ("slot", "row", "all"):
         raise ValueError(f"per is {per!r}, expected slot, row or all")
+    shapes = {s.name: s.shape for s in space} if space is not None else {}
+    for name, s in scores.items():
+        if not bool(s.isfinite().all()):
+            raise ValueError(f"the scores of {name} are not finite: they have no rank")
+        if space is not None and shapes.get(name) != s.shape:
+            raise ValueError(
+                f"the scores of {name} have shape {tuple(s.shape)}, expected "
+                f"{tuple(shapes[name]) if name in shapes else 'no such slot'}"
+            )
     if per == "all":
         every = torch.cat([s.reshape(-1) for s in scores.values()])
         bar = every.topk(max(1, round(share * len(every)))).values[-1]
