@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from zolab.coordinates import Coordinates
+    from zolab.empty import empty_weights, random_weights, weights_in
     from zolab.engines import Resident
     from zolab.errors import ZolabError
     from zolab.estimators import (
@@ -70,6 +71,11 @@ _WHERE = {
     "LowRank": "families",
     "Subspace": "families",
     "Population": "engines.population",
+    "Streamed": "engines.streamed",
+    "empty_weights": "empty",
+    "random_weights": "empty",
+    "weights_in": "empty",
+    "lm_loss": "tasks.language",
     "Direction": "gradient",
     "Probe": "gradient",
     "Update": "gradient",
@@ -120,6 +126,7 @@ __all__ = [
     "Resident",
     "SignSGD",
     "Space",
+    "Streamed",
     "Subspace",
     "Suggestion",
     "Update",
@@ -127,10 +134,14 @@ __all__ = [
     "ZOOptimizer",
     "ZolabError",
     "direction",
+    "empty_weights",
+    "lm_loss",
     "load_model",
     "make_key",
+    "random_weights",
     "replay",
     "suggest",
+    "weights_in",
 ]
 
 

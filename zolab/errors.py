@@ -48,3 +48,11 @@ class BaseChangedError(ZolabError):
 
 class JournalError(ZolabError):
     """The log is damaged, foreign, in use, or could not be written."""
+
+
+class StoreError(ZolabError):
+    """A streamed model's store is missing, damaged, foreign, full or used wrongly."""
+
+
+class BudgetError(StoreError):
+    """What must lie on the device does not fit into the budget that was given."""

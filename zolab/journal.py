@@ -121,6 +121,11 @@ class Journal:
         last = self.records[-1] if self.records else None
         return 0 if last is None else last.step + (last.kind != SNAPSHOT)
 
+    @property
+    def name(self) -> str:
+        """What tells this run from others: a hash of its header."""
+        return f"{zlib.crc32(json.dumps(self.header, sort_keys=True).encode()):08x}"
+
     def close(self) -> None:
         """Give the file back; a closed journal can be opened again."""
         if self.fd >= 0:

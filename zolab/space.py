@@ -208,9 +208,16 @@ def refuse_compiled(model: nn.Module) -> None:
             )
 
 
+def is_away(p: Tensor) -> bool:
+    """Whether the parameter only claims its shape (`zolab.empty_weights`)."""
+    return getattr(p, "zolab_away", False)
+
+
 def _check(name: str, p: nn.Parameter) -> None:
     if p.dtype not in STORAGE:
         raise SpaceError(f"{name} is {p.dtype}, expected one of {STORAGE}")
+    if is_away(p):
+        return
     if not p.is_contiguous():
         raise SpaceError(f"{name} is not contiguous: p.data = p.data.contiguous()")
     if p.is_meta:
@@ -221,6 +228,7 @@ def _check_overlap(slots: list[Slot]) -> None:
     spans = sorted(
         (s.params[0].data_ptr(), s.numel * s.params[0].element_size(), s.name)
         for s in slots
+        if not is_away(s.params[0])
     )
     for (a, size, first), (b, _, second) in zip(spans, spans[1:], strict=False):
         if a + size > b:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from zolab.gradient import Answer, Probe, Update
 from zolab.space import Space
@@ -34,6 +34,15 @@ class Engine(Protocol):
 
     def check(self) -> None:
         """Raise BaseChangedError if anybody else wrote to the weights."""
+
+    def digest(self) -> str:
+        """The hash of the base weights, as `Space.digest` computes it."""
+
+    def load(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Put in the slots' values (by name) that `step` steps had made."""
+
+    def begin(self, step: int, run: str) -> None:
+        """The next step is `step`, of the run whose log's identity is `run`."""
 
     def at(self, probe: Probe) -> AbstractContextManager[nn.Module]:
         """Inside the context the model computes as if it stood at the probe."""

@@ -83,7 +83,7 @@ class Materialise(TorchFunctionMode):
         self.pool = Pool()
         # In one buffer: each by itself, small and long-lived amid the activations, they
         # keep the C library from reusing what is freed (OPT-125M: 160 MB at the peak).
-        self.vectors = Pool(sum(padded(s.numel) for s in space if _is_vector(s)))
+        self.vectors = Pool(sum(padded(s.numel) for s in space if is_vector(s)))
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -93,10 +93,10 @@ class Materialise(TorchFunctionMode):
         if not used or func in METADATA:
             return func(*args, **kwargs)
         self._refuse_writes(func, args, kwargs)
-        self.seen.update(s.name for s in used)
+        self.see(used)
         self.pool.reset()
         # view is left out because view(dtype) must see the storage type's bytes.
-        if all(map(_is_vector, used)) and func is not Tensor.view:
+        if all(map(is_vector, used)) and func is not Tensor.view:
             return self._vectors(func, args, kwargs)
         weight = self._slot(args[1]) if len(args) > 1 and not self.keep else None
         if weight and self.fused and self.moves[weight.name]:
@@ -107,6 +107,10 @@ class Materialise(TorchFunctionMode):
                 return self._tiled(weight, *args, **kwargs)
         pooled = func in CONSUMERS
         return func(*self._swap(args, pooled), **self._swap(kwargs, pooled))
+
+    def see(self, used: Sequence[Slot]) -> None:
+        """Told which slots a call reads, before it reads them."""
+        self.seen.update(s.name for s in used)
 
     def _slot(self, x: Any) -> Slot | None:
         return self.slots.get(id(x)) if isinstance(x, Tensor) else None
@@ -130,7 +134,7 @@ class Materialise(TorchFunctionMode):
 
     def value(self, slot: Slot, dtype: torch.dtype, *, pooled: bool = False) -> Tensor:
         """The slot at the probe, in `dtype` (its storage type or fp32)."""
-        vector = _is_vector(slot)
+        vector = is_vector(slot)
         if not self.moves[slot.name] and (not vector or slot.dtype == torch.float32):
             return slot.base.to(dtype)
         if not (vector or self.keep):
@@ -157,9 +161,7 @@ class Materialise(TorchFunctionMode):
         height, columns = slot.shape
         x, bias = self._swap((x, bias), False)
         out: Tensor | None = None
-        # Even tiles of whole blocks: a product treats the last rows of a matrix, and
-        # a matrix of one row, in another way, with other bits.
-        rows = -(-height // -(-height // TILE) // BLOCK) * BLOCK
+        rows = tile_rows(height)
         for a in range(0, height, rows):
             b = min(a + rows, height)
             self.pool.reset()
@@ -213,5 +215,15 @@ class Materialise(TorchFunctionMode):
             )
 
 
-def _is_vector(slot: Slot) -> bool:
+def tile_rows(height: int) -> int:
+    """Rows of a tall matrix that pass through the scratch at once.
+
+    Even tiles of whole blocks: a product treats the last rows of a matrix, and a matrix
+    of one row, in another way, with other bits.
+    """
+    return -(-height // -(-height // TILE) // BLOCK) * BLOCK
+
+
+def is_vector(slot: Slot) -> bool:
+    """Whether all of the slot lies along one axis: a gain, a bias, a scale."""
     return slot.numel == max(slot.shape, default=1)

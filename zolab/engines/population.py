@@ -70,7 +70,7 @@ class Population(Resident):
             for i in range(0, len(asked), self.members):
                 part = asked[i : i + self.members]
                 answers += self._together(part, objectives[name])
-        self._check_seen()
+        self.check_seen()
         return answers
 
     def _together(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zolab import storage
 from zolab.engines.base import Objectives
@@ -15,9 +15,9 @@ from zolab.engines.dual import Dual, with_tangent
 from zolab.engines.guards import Seal, eval_mode, generators
 from zolab.engines.mode import TILE, Materialise
 from zolab.engines.readout import number
-from zolab.errors import UnseenSlotError
+from zolab.errors import SpaceError, UnseenSlotError
 from zolab.gradient import Answer, Probe, Update
-from zolab.space import Space
+from zolab.space import Space, is_away
 
 KEEP_BELOW = 64 << 20
 
@@ -40,6 +40,11 @@ class Resident:
         self.plan: dict[str, Any] = {"engine": "resident", "tile": TILE}
 
     def bind(self, model: nn.Module, space: Space, *, seed: int, rounding: str) -> None:
+        if away := [s.name for s in space if is_away(s.params[0])]:
+            raise SpaceError(
+                f"{away[0]} has no values (zolab.empty_weights): it takes "
+                "engine=zolab.Streamed(fill=...)"
+            )
         self.model, self.space, self.seed = model, space, seed
         self.stochastic = rounding == "stochastic"
         size = sum(s.numel * s.base.element_size() for s in space)
@@ -67,18 +72,13 @@ class Resident:
                 if i:
                     restore()
                 answers.append(self.ask(probe, objectives))
-        self._check_seen()
+        self.check_seen()
         return answers
 
     def ask(self, probe: Probe, objectives: Objectives) -> Answer:
         """The answer to one probe, with whatever the global generators now hold."""
-        if probe.objective not in objectives:
-            known = ", ".join(objectives)
-            raise ValueError(f"no objective {probe.objective!r}; there are {known}")
         with self.at(probe):
-            if probe.want == "jvp":
-                return with_tangent(objectives[probe.objective])
-            return Answer(number(objectives[probe.objective]()))
+            return ask(probe, objectives)
 
     def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
         for slot in self.space:
@@ -91,7 +91,19 @@ class Resident:
     def check(self) -> None:
         self.seal.check()
 
-    def _check_seen(self) -> None:
+    def digest(self) -> str:
+        return self.space.digest()
+
+    def load(self, values: Mapping[str, Tensor], step: int) -> None:
+        with torch.no_grad():
+            for slot in self.space:
+                slot.params[0].data.copy_(values[slot.name])
+        self.seal.set()
+
+    def begin(self, step: int, run: str) -> None:
+        """Nothing is kept here from one process to the next."""
+
+    def check_seen(self) -> None:
         if self._checked:
             return
         unseen = [s.name for s in self.space if s.name not in self.seen]
@@ -109,3 +121,12 @@ class Resident:
                 'engine=Resident(unseen="ignore").'
             )
         self._checked = True
+
+
+def ask(probe: Probe, objectives: Objectives) -> Answer:
+    """The probe's question, asked where its values are materialised."""
+    if probe.objective not in objectives:
+        known = ", ".join(objectives)
+        raise ValueError(f"no objective {probe.objective!r}; there are {known}")
+    closure = objectives[probe.objective]
+    return with_tangent(closure) if probe.want == "jvp" else Answer(number(closure()))

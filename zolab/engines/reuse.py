@@ -94,7 +94,7 @@ class Reuse(Resident):
                     with memo.pass_of(probes[i]):
                         answers[i] = self.ask(probes[i], objectives)
             self.kept_bytes = memo.nbytes
-        self._check_seen()
+        self.check_seen()
         return [answers[i] for i in range(len(probes))]
 
     def _rests(self, probe: Probe) -> bool:

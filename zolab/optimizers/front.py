@@ -104,6 +104,8 @@ class ZOOptimizer(torch.optim.Optimizer):
         self._torn = False
         if journal is not None:
             self._open(journal, fsync, dict(notes or {}))
+        else:
+            self.engine.begin(0, "")
 
     def step(self, closure: Closure, /, **objectives: Closure) -> float:  # type: ignore[override]
         """One step; returns the mean of the probes' losses.
@@ -132,7 +134,7 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def rebase(self) -> None:
         """Accept weights that were edited since the last step."""
-        self.engine.bind(self.model, self.space, seed=self.seed, rounding=self.rounding)
+        self._bind()
         self._torn = False
         if self.journal is not None:
             self.snapshot()
@@ -161,7 +163,12 @@ class ZOOptimizer(torch.optim.Optimizer):
         for s in self.space:
             if s.curvature is not None:
                 s.curvature.hessian.copy_(mine["hessian"][s.name])
+        self._bind()
+
+    def _bind(self) -> None:
         self.engine.bind(self.model, self.space, seed=self.seed, rounding=self.rounding)
+        run = self.journal.name if self.journal is not None else ""
+        self.engine.begin(self.steps, run)
 
     def _estimate(
         self, closures: Mapping[str, Closure], lr: tuple[float, ...]
@@ -242,7 +249,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         wanted = notes | header
         exists = os.path.exists(path) and os.path.getsize(path) > 0
         if not exists:
-            wanted |= {"torch": version, "base": self.space.digest()}
+            wanted |= {"torch": version, "base": self.engine.digest()}
         self.journal = Journal(path, wanted, fsync=fsync)
         try:
             named = notes.keys() | ({"masks"} if header["masks"] else set())
@@ -255,6 +262,8 @@ class ZOOptimizer(torch.optim.Optimizer):
                 self.steps = play(
                     self.journal, self.engine, self.rule, observe=self._observe
                 )
+            else:
+                self.engine.begin(0, self.journal.name)
             save_masks(self.journal, self.space)
         except BaseException:
             self.journal.close()  # a notebook keeps the error, and us in its frames

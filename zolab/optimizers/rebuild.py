@@ -87,6 +87,7 @@ def play(
             batch = []
     if batch:
         engine.apply(batch)
+    engine.begin(stop, journal.name)
     engine.flush()
     return stop
 
@@ -181,9 +182,9 @@ def _load_start(journal: Journal, engine: Engine, stop: int) -> int:
     """Put the engine's weights where the replay starts; returns that step."""
     shots = [r for r in journal.records if r.kind == SNAPSHOT and r.step <= stop]
     if shots:
-        _load_snapshot(journal, engine.space, shots[-1])
+        _load_snapshot(journal, engine, shots[-1])
         return shots[-1].step
-    found, wanted = engine.space.digest(), journal.header["base"]
+    found, wanted = engine.digest(), journal.header["base"]
     if found != wanted:
         raise JournalError(
             f"{journal.path} starts from other base weights (hash {wanted[:8]}, the "
@@ -192,14 +193,14 @@ def _load_start(journal: Journal, engine: Engine, stop: int) -> int:
     return 0
 
 
-def _load_snapshot(journal: Journal, space: Space, record: Record) -> None:
+def _load_snapshot(journal: Journal, engine: Engine, record: Record) -> None:
     path = journal.snapshot_path(record.step)
     if not path.exists() or _digest(path) != record.payload[:8]:
         raise JournalError(f"snapshot {path} is missing or not the one that was logged")
     tensors: dict[str, Any] = load_file(path)
+    engine.load(tensors, record.step)
     with torch.no_grad():
-        for s in space:
-            s.params[0].data.copy_(tensors[s.name])
+        for s in engine.space:
             if s.curvature is not None:
                 s.curvature.hessian.copy_(tensors[s.name + HESSIAN])
 

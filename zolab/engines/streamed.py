@@ -1,0 +1,471 @@
+"""The engine for a model larger than its device: blocks pass through a window.
+
+    opt = zolab.MeZO(model, engine=zolab.Streamed(store="ram", budget="8GB"))
+
+A pass brings each block to the device once, for all probes of the step side by side.
+There it takes the updates that it missed, is sent back while it computes, and answers
+every probe. So a step moves each block's bytes up once and its moving bytes down once,
+whatever the number of probes; the weights, as on any engine, are perturbed in scratch
+only. The update of the last step is applied when a block comes by again, or by `flush`.
+
+    update, then probes, per visit      time of a step ~ max(transfer, compute)
+
+The bits are the resident engine's: the same kernels on the same values in one order.
+
+L. Wang et al., ZO2, arXiv:2503.12668: a block that was loaded takes the last step's
+update and serves two forward passes. The published program never flushes the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zolab import storage
+from zolab.empty import Fill
+from zolab.engines import baton
+from zolab.engines.backlog import Backlog
+from zolab.engines.base import Objectives
+from zolab.engines.baton import Turn
+from zolab.engines.blocks import Block, blocks_of
+from zolab.engines.footprint import footprint, parse_bytes
+from zolab.engines.guards import Seal, eval_mode, generators
+from zolab.engines.mode import TILE
+from zolab.engines.resident import Resident, ask
+from zolab.engines.scratch import Pool
+from zolab.engines.visiting import Visiting, visit
+from zolab.engines.window import Slot as Held
+from zolab.engines.window import Window
+from zolab.errors import BaseChangedError, StoreError
+from zolab.gradient import Answer, Probe, Update
+from zolab.space import Slot, Space, canonical, is_away
+from zolab.storage.blocks import Size, Store, bytes_of
+from zolab.storage.disk import Disk
+from zolab.storage.ram import Ram
+
+AT_MOST = 256  # updates that wait for a block, before a flush takes them
+
+
+class Streamed(Resident):
+    """Evaluate probes block by block; the model lies in `store`, not on the device.
+
+    `store` is "ram", "disk" (with `path`, a file that an interrupted run goes on with)
+    or a store of your own (`zolab.storage.blocks.Store`). `blocks` names what streams,
+    by default the items of the model's outermost ModuleLists. `device` is where the
+    blocks compute, `budget` ("8GB") what may lie there besides activations. With
+    `write_back=m` a block is written every m steps and replays the last ones at each
+    visit. `fill` gives the values of a model from `zolab.empty_weights`.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: str | Store = "ram",
+        path: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        budget: int | str | None = None,
+        blocks: Sequence[str] | None = None,
+        slots: int = 2,
+        probes_per_pass: int = 8,
+        write_back: int = 1,
+        fill: Fill | None = None,
+        unseen: str = "raise",
+    ) -> None:
+        super().__init__(scratch="one", unseen=unseen)
+        for name, n in (
+            ("slots", slots),
+            ("probes_per_pass", probes_per_pass),
+            ("write_back", write_back),
+        ):
+            if n < 1:
+                raise ValueError(f"{name} is {n}, expected at least 1")
+        self.store = _store(store, path)
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device or usual)
+        self.budget = None if budget is None else parse_bytes(budget)
+        self.names, self.number, self.fill = blocks, slots, fill
+        self.together, self.write_back = probes_per_pass, write_back
+        # The arithmetic is the resident engine's, and so is what the log says of it.
+        self.plan = {"engine": "resident", "tile": TILE, "scratch": "one"}
+        self.bound: weakref.ref[nn.Module] | None = None
+
+    def bind(self, model: nn.Module, space: Space, *, seed: int, rounding: str) -> None:
+        if any(s.curvature for s in space):
+            raise StoreError(
+                "HiZOO keeps a Hessian as large as the weights in fp32: it does not "
+                "stream. Use Resident(), or an estimator without curvature."
+            )
+        if self.bound is not None and self.bound() is model and self.space is space:
+            self._rewrite()
+            return
+        for engine in (self, getattr(model, "_zolab_streamed", lambda: None)()):
+            if engine is not None:
+                engine.release()
+        self.model, self.space, self.seed = model, space, seed
+        self.stochastic, self.keep = rounding == "stochastic", False
+        self.blocks = blocks_of(model, space, self.names)
+        self.footprint = footprint(
+            model, space, self.blocks, slots=self.number, probes=self.together
+        )
+        self.footprint.check(self.budget)
+        inside = {
+            id(p): b.index for b in self.blocks for x in b.pieces for p in x.params
+        }
+        self.of: list[list[Slot]] = [[] for _ in self.blocks]
+        self.rest: list[Slot] = []
+        for slot in space:
+            b = inside.get(id(slot.params[0]))
+            (self.rest if b is None else self.of[b]).append(slot)
+        self.absent = {s.name for slots in self.of for s in slots}
+        self.sizes = [Size(b.nbytes, b.moving) for b in self.blocks]
+        self._house()
+        self.backlog, self.rest_mark = Backlog(min(self.store.marks)), 0
+        wide = max((s.dtype.itemsize for s in space), default=4)
+        self.pool = Pool(self.footprint.scratch // wide)
+        self.window = Window(
+            self.store,
+            self.sizes,
+            device=self.device,
+            slots=self.number,
+            leave=self._leave,
+        )
+        count = len(self.blocks)
+        self.follows = {i: (i + 1) % count for i in range(count)}
+        self.here = count - 1
+        self.seen: set[str] = set()
+        self._checked = self.unseen == "ignore"
+        self._direct: Visiting | None = None
+        self._hook()
+        self._seal()
+
+    def release(self) -> None:
+        """Leave the model as an ordinary one, its values in host memory."""
+        if self.bound is None:
+            return
+        self.flush()
+        self.window.close()
+        for hook in self.hooks:
+            hook.remove()
+        for block in self.blocks:
+            block.point(*(x.clone() for x in self.store.home(block.index)))
+        self.bound = None
+
+    @contextmanager
+    def at(self, probe: Probe) -> Iterator[nn.Module]:
+        mode = self.mode(probe)
+        self._direct, before = mode, self._direct
+        try:
+            with eval_mode(self.model), torch.no_grad(), mode:
+                yield self.model
+        finally:
+            self._direct = before
+
+    def evaluate(self, probes: list[Probe], objectives: Objectives) -> list[Answer]:
+        answers: list[Answer] = []
+        restore = generators()
+        self.window.raise_failed()
+        for group in self._groups(probes):
+            restore()
+            answers += self._pass(group, objectives)
+        self.check_seen()
+        self.backlog.forget(self.store.marks)
+        self._seal()
+        return answers
+
+    def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
+        for slot in self.rest:
+            due = [(u, t) for u, t in updates if t >= self.rest_mark]
+            storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
+        self.backlog.add(updates)
+        self.backlog.forget(self.store.marks)
+        self.rest_mark = max(self.rest_mark, self.backlog.now)
+        if len(self.backlog.pending) >= AT_MOST:
+            self.flush()
+        self._seal()
+
+    def flush(self) -> None:
+        """Give every block the updates that it has missed, and put it home."""
+        for block in self.blocks:
+            if self.store.marks[block.index] < self.backlog.now:
+                held = self._bring(block, send=False)
+                self.window.send(held)
+        self._settle()
+        self._seal()
+
+    def check(self) -> None:
+        self.seal.check()
+        if moved := [
+            s.name
+            for slots in self.of
+            for s in slots
+            if _version(s) != self.versions[s.name]
+        ]:
+            raise BaseChangedError(
+                f"the weights of {', '.join(moved[:3])} changed outside the optimizer; "
+                "a streamed block is not where they were written to. Undo the edit."
+            )
+
+    def digest(self) -> str:
+        assert self.store.base is not None
+        return self.store.base.partition(":")[0]
+
+    def load(self, values: Mapping[str, Tensor], step: int) -> None:
+        self._settle()
+        with torch.no_grad():
+            for slot in self.rest:
+                slot.params[0].data.copy_(values[slot.name])
+            for block in self.blocks:
+                data = bytes_of(self.sizes[block.index].nbytes)
+                self.store.read(block.index, data)
+                by_id = {id(s.params[0]): s.name for s in self.of[block.index]}
+                for piece, view in block.views(*_cut(data, block)):
+                    if id(piece.params[0]) in by_id:
+                        view.copy_(values[by_id[id(piece.params[0])]])
+                self.store.write(block.index, data, step)
+        self.rest_mark = step
+        self.backlog = Backlog(step)
+        self._settle()
+        self._seal()
+
+    def begin(self, step: int, run: str) -> None:
+        marks = self.store.marks
+        if max(marks) > step:
+            raise StoreError(
+                f"the store's blocks have taken {max(marks)} steps, the run {step}: "
+                "its log was cut or is another run's. Pass the log that goes with the "
+                "store, or another path."
+            )
+        if not self.backlog.pending:
+            self.backlog = Backlog(min(marks))
+        self.backlog.now = self.rest_mark = step
+        self.store.begin(run)
+
+    def mode(self, probe: Probe) -> Visiting:
+        kind, absent = visit(probe.want), self.absent
+        return kind(
+            self.space, probe.terms, seen=self.seen, absent=absent, pool=self.pool
+        )
+
+    def _groups(self, probes: Sequence[Probe]) -> Iterator[list[Probe]]:
+        """What passes through the model side by side; dual numbers go alone."""
+        group: list[Probe] = []
+        for probe in probes:
+            alone = probe.want == "jvp"
+            if group and (alone or len(group) == self.together):
+                yield group
+                group = []
+            group.append(probe)
+            if alone:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    def _pass(self, probes: list[Probe], objectives: Objectives) -> list[Answer]:
+        """All blocks once, each for every probe that wants it."""
+        turns = [self._turn(p, objectives) for p in probes]
+        try:
+            with eval_mode(self.model):
+                for turn in turns:
+                    turn.resume()
+                while waiting := [t for t in turns if not t.done]:
+                    block = self._next(waiting)
+                    held = self._bring(block)
+                    self._ahead(block.index)
+                    for turn in waiting:
+                        if turn.wants is block:
+                            turn.resume()
+                    self.window.rest(held)
+        except BaseException:
+            for turn in turns:
+                turn.stop()
+            raise
+        turns[-1].restore()
+        return [t.result for t in turns]
+
+    def _turn(self, probe: Probe, objectives: Objectives) -> Turn:
+        mode = self.mode(probe)
+
+        def work() -> Answer:
+            with torch.no_grad(), mode:
+                return ask(probe, objectives)
+
+        turn = Turn(work)
+        turn.mode = mode
+        return turn
+
+    def _next(self, waiting: Sequence[Turn]) -> Block:
+        """Of the wanted blocks, the first one that comes round."""
+        count = len(self.blocks)
+        return min(
+            (t.wants for t in waiting), key=lambda b: (b.index - self.here - 1) % count
+        )
+
+    def _bring(self, block: Block, *, send: bool = True) -> Held:
+        """The block on the device, with all that it missed, and on its way back."""
+        i = block.index
+        self.follows[self.here], self.here = i, i
+        held = self.window.take(i)
+        try:
+            due = self.backlog.due(held.mark)
+            block.point(*_cut(held.data, block))
+            for slot in self.of[i]:
+                storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
+            held.mark = self.backlog.now
+        except BaseException:
+            self.window.forget(held)
+            raise
+        self.absent.difference_update(s.name for s in self.of[i])
+        if send and due and held.mark - self.store.marks[i] >= self.write_back:
+            self.window.send(held)
+        return held
+
+    def _ahead(self, block: int) -> None:
+        """Load what will be wanted next into the other slots."""
+        for _ in range(len(self.window.slots) - 1):
+            block = self.follows[block]
+            self.window.ask(block)
+
+    def _leave(self, i: int) -> None:
+        self.blocks[i].point(*self.store.home(i))
+        self.absent.update(s.name for s in self.of[i])
+
+    def _settle(self) -> None:
+        """Every block at home, where its store has it now."""
+        try:
+            self.window.drain()
+        finally:
+            self.window.empty()
+            for block in self.blocks:
+                block.point(*self.store.home(block.index))
+
+    def _enter(self, block: Block) -> None:
+        """Before a block's forward pass: in a step wait for it, else bring it."""
+        if baton.current() is not None:
+            baton.pause(block)
+            return
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            raise StoreError(
+                "a streamed model computes no gradients: call it under torch.no_grad()"
+            )
+        with torch._C.DisableTorchFunction():  # `at` would see parameters written to
+            self._bring(block)
+            self._ahead(block.index)
+
+    def _exit(self, block: Block) -> None:
+        turn = baton.current()
+        mode = self._direct if turn is None else turn.mode
+        if mode is not None:
+            mode.forget(s.name for s in self.of[block.index])
+
+    def _hook(self) -> None:
+        self.hooks: list[Any] = []
+        for b in self.blocks:
+            self.hooks += [
+                b.module.register_forward_pre_hook(lambda m, a, b=b: self._enter(b)),
+                b.module.register_forward_hook(lambda m, a, o, b=b: self._exit(b)),
+            ]
+        self.hooks.append(
+            self.model.register_state_dict_pre_hook(lambda *a: self.flush())
+        )
+        self.bound = weakref.ref(self.model)
+        self.model._zolab_streamed = weakref.ref(self)  # type: ignore[assignment]
+
+    def _house(self) -> None:
+        """Fill the store block by block, unless it goes on; the rest to the device."""
+        layout = _layout(self.blocks)
+        goes_on = self.store.open(self.sizes, layout)
+        for block in self.blocks:
+            if not goes_on:
+                data = bytes_of(block.nbytes)
+                for piece, view in block.views(*_cut(data, block)):
+                    p = piece.params[0]
+                    view.copy_(_value(p, piece.name, self.fill))
+                self.store.fill(block.index, data)
+            block.point(*self.store.home(block.index))
+            for piece in block.pieces:
+                for p in piece.params:
+                    p.__dict__.pop("zolab_away", None)
+        rest = hashlib.blake2b(digest_size=8)
+        streamed = {id(p) for b in self.blocks for x in b.pieces for p in x.params}
+        for name, p in self.model.named_parameters():
+            if id(p) not in streamed:
+                value = _value(p, canonical(name), self.fill)
+                rest.update(value.contiguous().view(torch.uint8).cpu().numpy().data)
+                p.data = value.to(self.device)
+                p.__dict__.pop("zolab_away", None)
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
+        if not goes_on:
+            self.store.seal(f"{self.space.digest()}:{rest.hexdigest()}")
+        elif (self.store.base or "").partition(":")[2] != rest.hexdigest():
+            raise StoreError(
+                "what does not stream (embeddings, norms, head) is not what the run in "
+                "the store started from: load the same base weights"
+            )
+
+    def _rewrite(self) -> None:
+        """Accept edits: what the model reads is what the store shall hold."""
+        self.flush()
+        for block in self.blocks:
+            self.window.send(self._bring(block, send=False))
+        self._settle()
+        self._seal()
+
+    def _seal(self) -> None:
+        self.seal = Seal(Space(tuple(self.rest)))
+        self.versions = {s.name: _version(s) for slots in self.of for s in slots}
+
+
+def _cut(data: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    return data[: block.moving], data[block.moving : block.nbytes]
+
+
+def _value(p: nn.Parameter, name: str, fill: Fill | None) -> Tensor:
+    if not is_away(p):
+        return p.detach()
+    if fill is None:
+        raise StoreError(
+            f"{name} has no values: pass fill=zolab.weights_in(folder) or "
+            "fill=zolab.random_weights() to Streamed"
+        )
+    value = fill(name, p.shape, p.dtype)
+    if value.shape != p.shape:
+        raise StoreError(f"fill gave {name} {tuple(value.shape)}, not {tuple(p.shape)}")
+    return value.to(p.dtype)
+
+
+def _version(slot: Slot) -> int:
+    return sum(p._version for p in slot.params)
+
+
+def _layout(blocks: Sequence[Block]) -> str:
+    """What a file of blocks must agree with: every tensor's name, place and type."""
+    h = hashlib.blake2b(digest_size=8)
+    for b in blocks:
+        for x in b.pieces:
+            h.update(f"{x.name} {tuple(x.shape)} {x.dtype} {x.start}\n".encode())
+        h.update(f"{b.moving}\n".encode())
+    return h.hexdigest()
+
+
+def _store(store: str | Store, path: str | os.PathLike[str] | None) -> Store:
+    if store == "ram" and path is None:
+        return Ram()
+    if store == "disk" and path is not None:
+        return Disk(path)
+    if isinstance(store, str) or path is not None:
+        raise ValueError(
+            f'store is {store!r} with path {path!r}; expected "ram", or "disk" with '
+            "the path of a file, or a store without a path"
+        )
+    return store
