@@ -4,6 +4,7 @@
         [--device cpu|cuda] [--shape opt-125m] [--out DIR]
     python -m zolab.bench methods [--help]      MeZO beside AdamW, LoRA and QLoRA
     python -m zolab.bench suggestion [--help]   zolab.suggest's lr beside a sweep
+    python -m zolab.bench table [--help]        chapter 14: eleven methods, held out
 
 Every item prints its ratios and writes a record (numbers, machine, versions, commit,
 load) that the chapters read. On a GPU the default shape is opt-1.3b in bf16.

@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from zolab.bench import journal, memory, methods, precision, step, suggestion
+from zolab.bench import (
+    journal,
+    memory,
+    methods,
+    precision,
+    step,
+    suggestion,
+    table,
+)
 from zolab.bench.record import RESULTS, show, write
 from zolab.bench.shapes import SHAPES, Setting
 
@@ -16,7 +24,8 @@ ITEMS = {"step": step, "memory": memory, "precision": precision, "journal": jour
 def main(argv: list[str] | None = None) -> int:
     """Run the items, print their lines, write their records."""
     argv = sys.argv[1:] if argv is None else argv
-    own = {"methods": methods, "suggestion": suggestion}  # with options of their own
+    # with options of their own
+    own = {"methods": methods, "suggestion": suggestion, "table": table}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)

@@ -142,6 +142,21 @@ def error_rate(model: nn.Module, batch: Batch) -> Tensor:
     return 1 - accuracy(model, batch)
 
 
+def f1(model: nn.Module, batch: Batch) -> Tensor:
+    """2 TP / (2 TP + FP + FN) of praise, an fp32 scalar: 0 when nothing is found.
+
+    Another objective without a slope; unlike an accuracy it is no mean over sentences.
+    """
+    return f1_of(margins(model, batch), batch.label)
+
+
+def f1_of(margin: Tensor, label: Tensor) -> Tensor:
+    """F1 of praise, from margins and labels."""
+    said, true = margin > 0, label > 0.5
+    both = 2 * (said & true).sum().float()
+    return both / (said.sum() + true.sum()).clamp(min=1)
+
+
 @dataclass(frozen=True)
 class Score:
     """Accuracy with its binomial standard error, and the mean loss in nats."""
@@ -185,8 +200,8 @@ def evaluate(
     batch_size: int = 64,
 ) -> Evaluation:
     """Score `test`; fit the one bias on `train` (never on test) and score it too."""
-    found, label = _all_margins(model, task, test, batch_size)
-    seen, seen_label = _all_margins(model, task, train, batch_size)
+    found, label = all_margins(model, task, test, batch_size)
+    seen, seen_label = all_margins(model, task, train, batch_size)
     bias = fit_bias(seen, seen_label)
     share = float(label.mean())
     guess = torch.full_like(found, math.log(share / (1 - share) + 1e-12))
@@ -207,7 +222,7 @@ def mistakes(
     batch_size: int = 64,
 ) -> list[tuple[float, Sentence]]:
     """(margin in nats, sentence) of the wrong answers, the surest first."""
-    margin, label = _all_margins(model, task, sentences, batch_size)
+    margin, label = all_margins(model, task, sentences, batch_size)
     wrong = (margin > 0) != (label > 0.5)
     found = [(float(margin[i]), sentences[i]) for i in wrong.nonzero()[:, 0].tolist()]
     return sorted(found, key=lambda pair: -abs(pair[0]))
@@ -232,10 +247,14 @@ def _score(margin: Tensor, label: Tensor) -> Score:
     return Score(right, math.sqrt(right * (1 - right) / n), nats, n)
 
 
-def _all_margins(
-    model: nn.Module, task: Sentiment, sentences: Sequence[Sentence], size: int
+@torch.no_grad()
+def all_margins(
+    model: nn.Module, task: Sentiment, sentences: Sequence[Sentence], size: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """Batches of similar length, answers in the caller's order."""
+    """Margins and labels, (n,) fp32 on the CPU each, in the order of the sentences.
+
+    Runs batches of similar length.
+    """
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i].text))
     margin = torch.empty(len(order))
     device = next(model.parameters()).device
