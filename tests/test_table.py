@@ -18,7 +18,7 @@ from zolab.tasks import Sentiment, f1_of, loss, splits
 from zolab.tasks.sentiment import margins
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = Job("", "tiny", steps=4, train=40, dev=20, held_out=30)
+SMALL = Job("", "tiny", steps=4, train=80, dev=20, held_out=30)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_examples_stand_between_the_first_token_and_the_sentence(tiny):
     said = [task.tokenizer.decode(row[:n]) for row, n in rows]
     plain = task.batch(data[4:7])
     for i, text in enumerate(said):
-        assert text.index("It was down") < text.index("It was up")
+        assert text.index("it was down") < text.index("it was up")
         assert text.endswith(task.tokenizer.decode(plain.ids[i, 1 : plain.last[i]]))
         assert batch.ids[i, batch.last[i]] == plain.ids[i, plain.last[i]]
     none = InContext(**vars(task)).batch(data[4:7])
@@ -124,6 +124,7 @@ def test_every_row_is_fitted_judged_and_measured(row):
     assert cost["peak_mb"] > 1.18 * 4, "the weights are in it"
     if row in TRAINED:
         assert found["points"][-1] == [4, found["score"]["accuracy"]]
+        assert 0 <= found["flat"] <= 1
         assert found["ended"] is None and cost["step_seconds"] > 0
     assert json.loads(json.dumps(found)) == found == run(job), "a function of the job"
     tuned = run(Job(**vars(job) | {"tune": True}))
@@ -159,7 +160,13 @@ class Fake:
         good = PLANS["tiny"].grid(job.row)[self.best if job.tune else 0] == job.value
         label = torch.ones(8)
         found = score(torch.where(torch.arange(8) < 4 + 3 * good, 1.0, -1.0), label)
-        return {"score": found, "steps": job.steps, "points": [], "ended": None}
+        return {
+            "score": found,
+            "steps": job.steps,
+            "points": [],
+            "ended": None,
+            "flat": 0.0,
+        }
 
 
 def table_of(path, fake, **options):
@@ -201,7 +208,7 @@ def test_what_was_finished_is_not_run_again(tmp_path):
     again = Fake()
     table_of(tmp_path / "torn", again).fill(rows)
     assert again.made == []
-    other = Table(tmp_path / "torn" / "t.json", Job(**vars(SMALL) | {"train": 30}), 2)
+    other = Table(tmp_path / "torn" / "t.json", Job(**vars(SMALL) | {"train": 60}), 2)
     assert other.record["runs"] == {}, "another setting is another record"
 
 
@@ -243,7 +250,7 @@ def test_a_child_answers_like_this_process():
 
 
 def test_the_command_writes_a_record_that_can_be_read(tmp_path, capsys):
-    small = ["--steps", "2", "--train", "40", "--held-out", "20", "--seeds", "2"]
+    small = ["--steps", "2", "--train", "80", "--held-out", "20", "--seeds", "2"]
     options = ["--model", "tiny", *small, "--out", str(tmp_path)]
     assert main(["table", *options, "--only", "zero", "bias", "adamw"]) == 0
     assert capsys.readouterr().out.count(" MB") == 3

@@ -40,7 +40,8 @@ def run(job: Job) -> dict[str, Any]:
     """Fit the row on training sentences, judge it on others.
 
     {"score": accuracy, f1, loss and `right`, a bit a sentence in hex; "points":
-    [step, accuracy] on the way; "ended": the step at which losses ceased to be finite}
+    [step, accuracy] on the way; "flat": the share of steps whose two answers were
+    equal; "ended": the step at which losses ceased to be finite}
     """
     row, plan = ROWS[job.row], plan_of(job.model)
     model, tokenizer = _model(job)
@@ -52,11 +53,14 @@ def run(job: Job) -> dict[str, Any]:
         margin, label = FITS[row.how](model, task, data.train, judged, job.value)
         return {"score": score(margin, label)}
     steps, points, ended = plan.steps_of(job.row, job.steps or plan.steps), [], None
+    flat = 0
     model, step = start(model, row, job)
-    stream = task.batches(data.train, plan.batch, seed=job.seed)
+    stream = task.batches(data.train, row.wide * plan.batch, seed=job.seed)
     stops = [math.ceil(share * steps) for share in POINTS]
     for k in range(steps):
-        if not step(next(stream).to(job.device), 1 - k / steps):
+        slope = step(next(stream).to(job.device), 1 - k / steps)
+        flat += slope == 0
+        if not math.isfinite(slope):
             ended = k
             break
         if k + 1 in stops[:-1] and not job.tune:
@@ -67,6 +71,7 @@ def run(job: Job) -> dict[str, Any]:
         "score": end,
         "points": [*points, [steps, end["accuracy"]]],
         "steps": steps,
+        "flat": flat / steps,
         "ended": ended,
     }
 
@@ -82,7 +87,7 @@ def measure(job: Job) -> dict[str, Any]:
     data = splits(train=job.train, dev=0, test=2, seed=0)
     if row.how == "context":
         task = InContext(**vars(task), shown=data.train[: int(job.value)])
-    batches = task.batches(data.train, plan.batch)
+    batches = task.batches(data.train, row.wide * plan.batch)
     batch = next(batches).to(job.device)
 
     def build() -> Callable[[], Any]:
@@ -110,7 +115,8 @@ def measure(job: Job) -> dict[str, Any]:
     return {"peak_mb": peak / 1e6, "step_seconds": statistics.mean(taken)}
 
 
-Step = Callable[[Batch, float], bool]  # batch, share of lr -> whether it was finite
+# batch, share of lr -> a slope: 0 when the step saw nothing, nan when it was refused
+Step = Callable[[Batch, float], float]
 
 
 def start(model: Any, row: Row, job: Job) -> tuple[Any, Step]:
@@ -123,25 +129,26 @@ def start(model: Any, row: Row, job: Job) -> tuple[Any, Step]:
     if row.how == "adamw":
         adam = torch.optim.AdamW(model.parameters(), lr=job.value)
 
-        def back(batch: Batch, share: float) -> bool:
+        def back(batch: Batch, share: float) -> float:
             adam.param_groups[0]["lr"] = share * job.value
             adam.zero_grad()
             found = ask(model, batch)
             found.backward()
             adam.step()
-            return math.isfinite(float(found))
+            return float(found.detach())  # any number but 0
 
         return model, back
     mezo = zolab.MeZO(model, lr=job.value, eps=row.eps, seed=job.seed)
 
-    def forward(batch: Batch, share: float) -> bool:
+    def forward(batch: Batch, share: float) -> float:
         for group in mezo.param_groups:
             group["lr"] = share * job.value
         try:
             mezo.step(partial(ask, model, batch))
         except zolab.errors.NonFiniteLossError:
-            return False
-        return True
+            return math.nan
+        up, down = mezo.last.losses if mezo.last else (math.nan, math.nan)
+        return (up - down) / (2 * row.eps)
 
     return model, forward
 

@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of MeZO; default: the model's")
     parser.add_argument("--train", type=int, default=1000, help="sentences")
-    parser.add_argument("--held-out", type=int, default=1808, help="snippets")
+    parser.add_argument("--held-out", type=int, default=1000, help="snippets")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=[*ROWS])
     parser.add_argument("--workers", type=int, help="default: 8 on a GPU, else 1")
     parser.add_argument("--out", type=Path, default=RESULTS)
