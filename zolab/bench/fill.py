@@ -121,21 +121,35 @@ class Table:
         kept = self.record["costs" if what == "measure" else "runs"]
         missing = {name: job for name, job in jobs.items() if name not in kept}
         bar.update(len(jobs) - len(missing))
+        call = partial(self.run, what)
+        if (workers or self.workers) == 1:
+            for name, job in missing.items():
+                self._keep(kept, name, partial(call, job), bar)
+            return
         with ThreadPoolExecutor(workers or self.workers) as pool:
-            started = {pool.submit(self.run, what, j): n for n, j in missing.items()}
+            started = {pool.submit(call, job): name for name, job in missing.items()}
             try:
                 for done in as_completed(started):
-                    name = started[done]
-                    try:
-                        kept[name] = done.result()
-                    except RunError as error:
-                        self.record["failed"][name] = str(error)
-                    bar.set_description(name)
-                    bar.update()
-                    self._write()
+                    self._keep(kept, started[done], done.result, bar)
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _keep(
+        self,
+        kept: dict[str, Any],
+        name: str,
+        result: Callable[[], dict[str, Any]],
+        bar: Any,
+    ) -> None:
+        """Into the record and onto the disk; a failure too."""
+        try:
+            kept[name] = result()
+        except RunError as error:
+            self.record["failed"][name] = str(error)
+        bar.set_description(name)
+        bar.update()
+        self._write()
 
     def _cut(self, rows: Sequence[str], seconds: float) -> None:
         """Fewer steps, when they would not fit: timed with all workers at once."""
