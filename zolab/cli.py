@@ -1,4 +1,4 @@
-"""The command line: zolab doctor, run, claims, new, course, scores."""
+"""The command line: zolab doctor, plan, run, claims, new, course, scores."""
 
 from __future__ import annotations
 
@@ -36,6 +36,21 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("doctor", help="what this machine has and which fits")
     check.add_argument("--scale", choices=doctor.SCALES, help="fail if it does not fit")
     check.set_defaults(command=_doctor)
+
+    plan = commands.add_parser(
+        "plan", help="what fits a machine, how fast, by which way"
+    )
+    plan.add_argument("model", help="facebook/opt-13b, or a folder with a config.json")
+    plan.add_argument("--device", help="its memory: 8GB (default: this machine's)")
+    plan.add_argument("--ram", help="host memory: 64GB (default: this machine's)")
+    plan.add_argument("--batch", default="16x512", help="sequences x tokens: 16x512")
+    plan.add_argument("--dtype", default="bf16", help="bf16, fp16 or fp32")
+    plan.add_argument("--link", help="to the device: 12GB/s (default: measured)")
+    plan.add_argument("--flops", help="in products: 100T (default: measured)")
+    plan.add_argument("--disk", help="a disk's rate, where RAM is short: 3GB/s")
+    plan.add_argument("--slots", type=int, default=2, help="blocks on the device")
+    plan.add_argument("--write-back", type=int, default=1, help="every so many steps")
+    plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="execute chapters, with or without Jupyter")
     run.add_argument("chapter", nargs="*", help="two digits: 11")
@@ -77,6 +92,19 @@ def _doctor(args: argparse.Namespace) -> int:
     bad = [c.name for c in checks if c.state == "bad"]
     print(f"\nnot good enough: {', '.join(bad)}" if bad else "\nall is well")
     return 1 if bad else 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from zolab import plan
+    from zolab.plan.ask import answer
+
+    fields = vars(args) | {"command": None}
+    try:
+        lines = answer(**{k: v for k, v in fields.items() if k != "command"})
+    except plan.PlanError as error:
+        raise ZolabError(str(error)) from None
+    print("\n".join(lines))
+    return 0
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -19,8 +19,8 @@ from typing import Any
 PAGES = {"claims", "curve", "exercises", "figures", "notes", "pages", "records", "same"}
 PAGES |= {"scales", "screen", "show", "widgets"}
 ROOMS = {"chapters", "doctor", "errors", "fresh", "ipython_shim"}
-ROOMS |= {"lab", "engines", "estimators", "integrations", "optimizers", "suggestion"}
-ROOMS |= {"tasks"}
+ROOMS |= {"lab", "engines", "estimators", "integrations", "optimizers", "plan"}
+ROOMS |= {"suggestion", "tasks"}
 SHOWING = {"zolab", *(f"zolab.{m}" for m in ROOMS), *(f"zolab.lab.{m}" for m in PAGES)}
 
 
