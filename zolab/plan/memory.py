@@ -158,8 +158,10 @@ def scratch(shape: Shape, b: int) -> float:
 
 def largest_op(shape: Shape) -> int:
     """Numbers in the largest weight that one operation takes."""
-    tall = shape.vocabulary >= 2 * TILE
-    head = (TILE if tall else shape.vocabulary) * shape.width
+    rows = shape.vocabulary
+    if rows >= 2 * TILE:  # even tiles of whole blocks of 16 rows
+        rows = -(-rows // -(-rows // TILE) // 16) * 16
+    head = rows * shape.width
     return max(head, *(m * n for m, n in shape.matrices.values()))
 
 
