@@ -17,7 +17,7 @@ from typing import Any
 # Modules that find, show or mark what others computed, and packages that only gather
 # names: a change there changes no number.
 PAGES = {"claims", "curve", "exercises", "figures", "notes", "pages", "records", "same"}
-PAGES |= {"scales", "screen", "show", "widgets"}
+PAGES |= {"scales", "screen", "show", "timeline", "widgets"}
 ROOMS = {"chapters", "doctor", "errors", "fresh", "ipython_shim"}
 ROOMS |= {"lab", "engines", "estimators", "integrations", "optimizers", "plan"}
 ROOMS |= {"suggestion", "tasks"}

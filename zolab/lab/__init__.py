@@ -1,8 +1,8 @@
 """What a chapter needs around its experiment; imports without notebook packages.
 
 `scale` and `pick` set the size, `claim` puts ours beside the paper's, `same` compares
-the reader's lines with the package, `figure`, `line` and `frames` draw, `predict`,
-`exercise`, `check`, `hint` and `solution` ask.
+the reader's lines with the package, `figure`, `line`, `timeline` and `frames` draw,
+`predict`, `exercise`, `check`, `hint` and `solution` ask.
 """
 
 from zolab.lab.claims import claim
@@ -11,15 +11,18 @@ from zolab.lab.exercises import check, exercise, hint, solution
 from zolab.lab.figures import bars, figure, line, mark, tag
 from zolab.lab.language import device, live, sentiment_runs
 from zolab.lab.notes import notes
+from zolab.lab.passes import Pass, passes
 from zolab.lab.readout import ReadOut, states
 from zolab.lab.records import begin, cost, cost_card, memory_ratio, record, recorded
 from zolab.lab.same import same
 from zolab.lab.scales import pick, scale
 from zolab.lab.show import say, show, table
+from zolab.lab.timeline import timeline
 from zolab.lab.watch import watch
 from zolab.lab.widgets import frames, predict
 
 __all__ = [
+    "Pass",
     "ReadOut",
     "bars",
     "begin",
@@ -40,6 +43,7 @@ __all__ = [
     "memory_ratio",
     "notes",
     "pick",
+    "passes",
     "predict",
     "record",
     "recorded",
@@ -53,6 +57,7 @@ __all__ = [
     "states",
     "table",
     "tag",
+    "timeline",
     "train",
     "watch",
     "within",
