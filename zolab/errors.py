@@ -56,3 +56,7 @@ class StoreError(ZolabError):
 
 class BudgetError(StoreError):
     """What must lie on the device does not fit into the budget that was given."""
+
+
+class WorkerError(ZolabError):
+    """A process of a parallel run failed, differs from the others or is missing."""

@@ -9,12 +9,14 @@ from zolab.engines.base import Engine
 from zolab.engines.resident import Resident
 
 if TYPE_CHECKING:
+    from zolab.engines.parallel import Parallel
+    from zolab.engines.processes import forked
     from zolab.engines.reuse import Reuse
 
 # Loaded when named: a chapter that uses none of them does not go stale with them.
-_WHERE = {"Reuse": "reuse"}
+_WHERE = {"Parallel": "parallel", "Reuse": "reuse", "forked": "processes"}
 
-__all__ = ["Engine", "Resident", "Reuse"]
+__all__ = ["Engine", "Parallel", "Resident", "Reuse", "forked"]
 
 
 def __getattr__(name: str) -> Any:
