@@ -1,11 +1,22 @@
 """The bench runs at a tiny size, and what it writes can be read."""
 
 import json
+import sys
 
 import pytest
 import torch
 
-from zolab.bench import journal, memory, methods, precision, step
+from zolab import estimators as every
+from zolab.bench import (
+    estimators,
+    journal,
+    memory,
+    methods,
+    peers,
+    precision,
+    step,
+    zoo,
+)
 from zolab.bench.__main__ import main
 from zolab.bench.record import RESULTS, Line, write
 from zolab.bench.shapes import SHAPES, Setting, build
@@ -109,6 +120,72 @@ def test_methods_of_the_peers_move_what_they_should(method):
     assert size == whole if method == "adam8" else size < whole / 5
     four = [p for p in model.parameters() if p.dtype == torch.uint8]
     assert bool(four) == (method == "qlora")
+
+
+PEER = """
+def update(model, inputs, loss, eps, lr, seed):
+    ballast = [0.0] * 4_000_000
+    return loss(model, inputs) - loss(model, inputs)
+"""
+
+
+def test_estimators_measures_rows_and_peers(tmp_path, capsys):
+    (tmp_path / "mezo.py").write_text(PEER)
+    dist = tmp_path / "mezo-7.0.dist-info"
+    dist.mkdir()
+    (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: mezo\nVersion: 7.0\n")
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{tmp_path}" exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    options = ["--shape", "tiny", "--repeats", "2", "--out", str(tmp_path)]
+    assert main(["estimators", *options, "--only", "fzoo"]) == 0
+    assert "peers: none" in capsys.readouterr().out
+    options += ["--peers", str(python)]
+    assert main(["estimators", *options, "--only", "mezo", "evotorch"]) == 0
+    assert "no module evotorch there" in capsys.readouterr().out
+    record = json.loads((tmp_path / "bench-estimators-cpu-tiny.json").read_text())
+    assert list(record["rows"]) == ["fzoo", "mezo"], "the record was added to"
+    fzoo, mezo = record["rows"].values()
+    assert fzoo["passes"] == 5 and fzoo["bytes"] == 12 + 4 * 4
+    assert mezo["passes"] == 2 and mezo["bytes"] is None and mezo["version"] == "7.0"
+    assert estimators.memory(mezo) > 1.05, "32 MB more than inference"
+    for row in (fzoo, mezo):
+        assert len(row["pairs"]) == 2 and estimators.ratio(row) > 0.5
+    assert str(tmp_path) not in json.dumps(record)
+
+
+PASSES = {"spsa2": 4, "one_sided2": 3, "cge": 3, "forward": 1, "svrg": 6, "rank": 3}
+PASSES |= {"es": 4, "es_low": 4, "population": 4, "hizoo": 3, "conservative": 5}
+PASSES |= {"blocks": 4, "fzoo": 5}
+
+
+@pytest.mark.parametrize("name", zoo.ROWS)
+def test_every_estimator_has_a_row_that_steps(name, tmp_path):
+    model, closure = build(TINY)
+    before = closure().item()
+    opt, step = zoo.stepper(name, model, tmp_path / "run")
+    step(closure)
+    assert len(opt.last.losses) == PASSES.get(name, 2)
+    assert all(abs(x - before) < 0.5 for x in opt.last.losses) or name == "forward"
+    stepped = {s.name for s in opt.space if s.mask}
+    assert bool(stepped) == (name in ("smallest", "random", "bits"))
+
+
+def test_no_estimator_is_forgotten(tmp_path):
+    model, _ = build(TINY)
+    rows = [r.make(model)["estimator"] for r in zoo.ROWS.values()]
+    assert {type(e).__name__ for e in rows} == set(every.__all__) - {
+        "Estimator",
+        "Keys",
+    }
+    families = {type(e.family).__name__ for e in rows} - {"str"}
+    assert families == {"LowRank", "Subspace", "Blocks", "Coordinates"}
+
+
+def test_peers_say_what_they_are_beside():
+    assert {p.beside for p in peers.PEERS.values()} <= set(zoo.ROWS)
 
 
 def test_suggestion_sweeps_around_its_lr(tmp_path, capsys):

@@ -35,7 +35,9 @@ NOT_IMPORTED = {
 }
 
 # Imported, yet not declared: where it is missing, the code goes on without it.
-OPTIONAL = {"datasets", "ipython"}
+# The last four are what `python -m zolab.bench estimators` is compared with, in an
+# environment of their own: one wants an older transformers.
+OPTIONAL = {"datasets", "ipython", "evotorch", "mezo", "torchopt", "torchzero"}
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:

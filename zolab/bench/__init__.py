@@ -2,6 +2,7 @@
 
     python -m zolab.bench [step|memory|precision|journal|all]
         [--device cpu|cuda] [--shape opt-125m] [--out DIR]
+    python -m zolab.bench estimators [--help]   every estimator beside its own passes
     python -m zolab.bench methods [--help]      MeZO beside AdamW, LoRA and QLoRA
     python -m zolab.bench suggestion [--help]   zolab.suggest's lr beside a sweep
     python -m zolab.bench table [--help]        chapter 14: eleven methods, held out

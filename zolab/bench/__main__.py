@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from zolab.bench import (
+    estimators,
     journal,
     memory,
     methods,
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # with options of their own
     own = {"methods": methods, "suggestion": suggestion, "table": table}
+    own |= {"estimators": estimators}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)

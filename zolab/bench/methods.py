@@ -97,15 +97,23 @@ def run(job: Job) -> dict[str, Any]:
 
     still = job.method == "inference"
     points = [(0.0, 0, *score())] if still else []  # where the others start, too
+    # One thread: its CPU seconds are the wall's of a machine with no other work.
+    now = time.perf_counter if job.device == "cuda" else time.process_time
+    first = task.batch(data.train[: job.batch]).to(job.device)
+    with torch.no_grad():  # what this machine's seconds are worth at this moment
+        loss(model, first)
+        began = now()
+        loss(model, first).item()
+        forward = now() - began
     clock, steps = 0.0, 0
     for share in EVALUATE_AT:
         while clock < share * job.seconds:
             batch = next(batches).to(job.device)
-            began = time.perf_counter()
+            began = now()
             step(partial(loss, model, batch))
             if job.device == "cuda":
                 torch.cuda.synchronize()
-            clock, steps = clock + time.perf_counter() - began, steps + 1
+            clock, steps = clock + now() - began, steps + 1
         if not still:
             points.append((clock, steps, *score()))
     return {
@@ -114,6 +122,8 @@ def run(job: Job) -> dict[str, Any]:
         "points": points,
         "peak_mb": peak(),
         "step_seconds": clock / steps,
+        "forward_seconds": forward,
+        "clock": "wall" if job.device == "cuda" else "cpu",
         "load": round(os.getloadavg()[0], 2),
     }
 
@@ -319,7 +329,8 @@ def _start(path: Path, base: Job) -> dict[str, Any]:
         "setting": setting,
         **where,
         "note": "fp32, one thread; seconds are of training, evaluations off the clock; "
-        "the machine had other work at the same time: see each run's load",
+        "the machine had other work at the same time: see each run's load; a run's "
+        "clock is the thread's CPU seconds where it says so, else the wall's",
         "methods": {},
     }
 

@@ -11,11 +11,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from zolab.bench.estimators import memory, ratio
 from zolab.bench.methods import EPS
+from zolab.bench.peers import PEERS
 from zolab.bench.record import RESULTS
+from zolab.bench.zoo import ROWS
 
 METHODS = "bench-methods-cpu-smollm2-135m.json"
 SUGGESTION = "bench-suggestion-cpu-tiny.json"
+ESTIMATORS = "bench-estimators-cpu-opt-125m.json"
 
 # Bytes a parameter, without activations: what each method keeps for the whole run.
 BYTES = {
@@ -202,6 +206,74 @@ def suggestion_setting() -> str:
         f"loss of {seeds} seeds at each lr, one thread of a CPU, torch "
         f"{r['versions']['torch']}. `{r['command']}`*"
     )
+
+
+def estimators_table() -> str:
+    """The record of `python -m zolab.bench estimators`, a row an estimator."""
+    found = load(ESTIMATORS)["rows"]
+    rows = [_cost(r.label, found[n]) for n, r in ROWS.items() if n in found]
+    return table(["", "passes", "time", "memory", "bytes"], rows)
+
+
+def peers_table() -> str:
+    """The peers of the same record, each above our row that asks as much."""
+    found = load(ESTIMATORS)["rows"]
+    rows = []
+    for name, label in {n: r.label.strip() for n, r in ROWS.items()}.items():
+        theirs = [n for n, p in PEERS.items() if p.beside == name and n in found]
+        for n in theirs:
+            version = found[n]["version"]
+            label_of = PEERS[n].label.replace(" ", f" {version} ", 1)
+            rows.append(_cost(label_of, found[n])[:-1])
+        if theirs:
+            rows.append(_cost(f"**zolab {label}**", found[name])[:-1])
+    return table(["", "passes", "time", "memory"], rows)
+
+
+def estimators_words() -> str:
+    """What the table says, in sentences."""
+    found = {n: r for n, r in load(ESTIMATORS)["rows"].items() if n in ROWS}
+    time = {n: ratio(r) for n, r in found.items()}
+    size = {n: memory(r) for n, r in found.items()}
+    slow = sorted((n for n in time if time[n] > 1.5), key=lambda n: -time[n])
+    large = sorted((n for n in size if size[n] > 1.25), key=lambda n: -size[n])
+    plain = [n for n in found if n not in slow]
+    small = [n for n in found if n not in large]
+
+    def names(which: Sequence[str], of: dict[str, float]) -> str:
+        return ", ".join(f"{ROWS[n].label.strip()} {of[n]:.1f}" for n in which)
+
+    return (
+        f"Of {len(found)} rows {len(plain)} take {min(time[n] for n in plain):.2f} to "
+        f"{max(time[n] for n in plain):.2f} times the seconds of the forward passes "
+        f"that they ask for; the others are {names(slow, time)}. {len(small)} rows "
+        f"peak at {min(size[n] for n in small):.2f} to "
+        f"{max(size[n] for n in small):.2f} times the memory of inference; the others "
+        f"are {names(large, size)}."
+    )
+
+
+def estimators_setting() -> str:
+    """Where and how it was measured."""
+    r = load(ESTIMATORS)
+    pairs = [len(row["pairs"]) for row in r["rows"].values()]
+    loads = [row["load"] for row in r["rows"].values()]
+    return (
+        f"*Measured on {r['date'][:10]}: {r['setting'].split(', cpu')[0]}, random "
+        f"weights, one thread of a CPU ({r['cpu']}), torch {r['versions']['torch']}. "
+        f"Time: the median of {min(pairs)} to {max(pairs)} pairs of a step and as many "
+        "forward passes, in turn, in CPU seconds of the thread; the machine had other "
+        f"work (load {min(loads):.0f} to {max(loads):.0f} on {r['cores']} cores), so a "
+        "tenth is no difference. Memory: the peak of a process, Python and torch "
+        f"included, over the peak of inference in it. `{r['command']}`*"
+    )
+
+
+def _cost(label: str, row: dict[str, Any]) -> list[str]:
+    each = [a / b for a, b in row["pairs"]]
+    bytes_a_step = "-" if row["bytes"] is None else f"{row['bytes']:.0f}"
+    time = f"{ratio(row):.2f} ({min(each):.2f} to {max(each):.2f})"
+    return [label, str(row["passes"]), time, f"{memory(row):.2f}", bytes_a_step]
 
 
 def _fitted(row: dict[str, Any]) -> list[dict[str, float]]:
