@@ -15,6 +15,7 @@ from zolab.bench import (
     peers,
     precision,
     step,
+    streamed,
     zoo,
 )
 from zolab.bench.__main__ import main
@@ -244,3 +245,11 @@ def test_all_items_run_on_cuda(tmp_path):
     arguments = ["--device", "cuda", "--shape", "tiny", "--repeats", "2"]
     assert main(["all", *arguments, "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*.json"))) == 4
+
+
+def test_streamed_measures_what_it_says():
+    lines = by_name(streamed.run(TINY))
+    assert lines["bytes up / bytes of the blocks"].values == (1.0,)
+    assert all(v > 0 for x in lines.values() for v in x.values)
+    ratio = lines["step / max(transfer, compute)"]
+    assert ratio.target == 1.10 and ratio.limit == 1.0

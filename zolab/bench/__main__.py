@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from zolab.bench import (
     estimators,
@@ -13,13 +14,20 @@ from zolab.bench import (
     methods,
     precision,
     step,
+    streamed,
     suggestion,
     table,
 )
 from zolab.bench.record import RESULTS, show, write
 from zolab.bench.shapes import SHAPES, Setting
 
-ITEMS = {"step": step, "memory": memory, "precision": precision, "journal": journal}
+ITEMS: dict[str, Any] = {
+    "step": step,
+    "memory": memory,
+    "precision": precision,
+    "journal": journal,
+    "streamed": streamed,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=7, help="pairs of each ratio")
     parser.add_argument("--out", type=Path, default=RESULTS, help="records go here")
     a = parser.parse_args(argv)
-    setting = Setting.of(a.device, a.shape, a.threads, a.repeats)
     for name in ITEMS if a.item == "all" else [a.item]:
+        usual = getattr(ITEMS[name], "DEFAULT", {}).get(a.device)
+        setting = Setting.of(a.device, a.shape or usual, a.threads, a.repeats)
         print(f"{name}: {setting}", flush=True)
         lines = ITEMS[name].run(setting)
         show(lines)

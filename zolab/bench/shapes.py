@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import OPTConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,12 @@ class Shape:
 SHAPES = {
     "tiny": Shape(64, 2, 2, 512, 2, 16, torch.float32),
     "opt-125m": Shape(768, 12, 12, 50272, 4, 128, torch.float32),
+    # Its head is 2 % of its work, as a 13B model's is; 30 % with the full vocabulary.
+    "opt-125m-2k": Shape(768, 12, 12, 2048, 4, 128, torch.float32),
     "opt-1.3b": Shape(2048, 24, 32, 50272, 16, 512, torch.bfloat16),
+    "opt-6.7b": Shape(4096, 32, 32, 50272, 16, 512, torch.bfloat16),
+    "opt-13b": Shape(5120, 40, 40, 50272, 16, 512, torch.bfloat16),
+    "opt-30b": Shape(7168, 48, 56, 50272, 16, 512, torch.bfloat16),
 }
 
 
@@ -65,18 +74,10 @@ class Setting:
 
 def build(setting: Setting) -> tuple[nn.Module, Callable[[], Tensor]]:
     """The model in eval mode and a closure that computes its loss on one batch."""
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import OPTForCausalLM
 
     s = SHAPES[setting.shape]
-    config = OPTConfig(
-        vocab_size=s.vocabulary,
-        hidden_size=s.width,
-        num_hidden_layers=s.layers,
-        ffn_dim=4 * s.width,
-        num_attention_heads=s.heads,
-        word_embed_proj_dim=s.width,
-        max_position_embeddings=2048 if s.width > 64 else 64,
-    )
+    config = config_of(s)
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(s.dtype)  # built in fp32 and cast, it would be twice as big
@@ -87,3 +88,18 @@ def build(setting: Setting) -> tuple[nn.Module, Callable[[], Tensor]]:
     finally:
         torch.set_default_dtype(before)
     return model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+def config_of(s: Shape) -> OPTConfig:
+    """The shape as transformers describes it."""
+    from transformers import OPTConfig
+
+    return OPTConfig(
+        vocab_size=s.vocabulary,
+        hidden_size=s.width,
+        num_hidden_layers=s.layers,
+        ffn_dim=4 * s.width,
+        num_attention_heads=s.heads,
+        word_embed_proj_dim=s.width,
+        max_position_embeddings=2048 if s.width > 64 else 64,
+    )
