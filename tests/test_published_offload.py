@@ -2,7 +2,7 @@
 
 Its generator state becomes (zolab's direction, how many tensors were drawn), so that
 both move along the same z. Its forward pass, its order of uploads and its update run as
-they stand. It perturbs in place and we do not: paths may part by `CLOSE` of their length.
+they stand. It perturbs in place and we do not: paths may part by `CLOSE` of a length.
 """
 
 from collections import deque
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """nanoGPT's names around smaller blocks; the head is not tied, as in their tests."""
+    """nanoGPT's names, smaller blocks; the head is not tied, as in their tests."""
 
     def __init__(self):
         super().__init__()
