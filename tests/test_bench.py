@@ -248,7 +248,9 @@ def test_all_items_run_on_cuda(tmp_path):
 
 
 def test_streamed_measures_what_it_says():
-    lines = by_name(streamed.run(TINY))
-    assert lines["bytes up / bytes of the blocks"].values == (0.0,)  # both blocks fit
-    ratio = lines["step / max(transfer, compute)"]
-    assert ratio.target == 1.10 and ratio.limit == 1.0
+    lines = streamed.run(TINY)
+    assert all(v >= 0 for x in lines for v in x.values)
+    up = [x for x in lines if "bytes up" in x.name]
+    assert [x.values for x in up] == [(0.0,)] * 3  # both blocks stay in the window
+    ratios = [x for x in lines if x.name.startswith("step / max")]
+    assert [(x.target, x.limit) for x in ratios] == [(1.10, 1.0)] * 3
