@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from zolab.bench import peak as bench
 from zolab.bench.ledger import ledger
-from zolab.bench.peak import STEPS, tensors
+from zolab.bench.peak import tensors
+from zolab.bench.steppers import STEPS
 from zolab.plan import Shape, Work, peak
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,6 +67,16 @@ def test_peft_needs_what_our_lora_needs(monkeypatch):
 
     monkeypatch.setitem(STEPS, "lora", theirs)
     assert tensors(s, "lora", work) == pytest.approx(ours, rel=0.01)
+
+
+def test_a_process_is_measured_beside_its_own_overhead(tmp_path, capsys):
+    tiny = Shape("tiny", "opt", 128, 2, 4, 512, 2000, 514)
+    rows = bench.run(tiny, Work(2, 16), [("adamw", "fp32", False)], 1)
+    (row,) = rows
+    assert row["plan_mb"] == pytest.approx(row["tensors_mb"], rel=0.05)
+    assert row["overhead_mb"][0] > 100  # Python and torch
+    assert row["process_mb"][0] > row["overhead_mb"][0]
+    assert "plan / tensors 1.0" in bench.said(row)
 
 
 def test_the_ledger_counts_bytes():

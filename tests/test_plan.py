@@ -201,9 +201,8 @@ def test_a_disk_is_read_and_written():
 
 def test_the_footprint_is_the_engines_own():
     engine = pytest.importorskip("zolab.engines.footprint")
+    from zolab.bench.steppers import build
     from zolab.engines.blocks import blocks_of
-
-    from zolab.bench.peak import build
     from zolab.space import Space
 
     wide = {"width": 128, "inner": 512}

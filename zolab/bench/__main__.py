@@ -12,6 +12,7 @@ from zolab.bench import (
     journal,
     memory,
     methods,
+    peak,
     precision,
     step,
     streamed,
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # with options of their own
     own = {"methods": methods, "suggestion": suggestion, "table": table}
-    own |= {"estimators": estimators}
+    own |= {"estimators": estimators, "peak": peak}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)

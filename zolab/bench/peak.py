@@ -1,205 +1,173 @@
-"""The peak of every method's tensors, measured on a model with random weights.
+"""The peak of every method, measured, beside the plan's sum: tensors, and the process.
 
-`zolab.plan.peak` is the sum beside it. 8-bit Adam and QLoRA need bitsandbytes.
+    python -m zolab.bench peak [--shape smollm2-135m] [--batch 4x64] [--only mezo adamw]
+
+Tensors are read from torch's ledger (`zolab.bench.ledger`): nothing to subtract. What
+the operating system sees has the process's own overhead besides: Python, torch, the
+libraries' code and buffers. It is measured in a second process that does the same on a
+model of no size, and subtracted. What is left over the tensors is what the C library
+holds and cannot reuse. 8-bit Adam and QLoRA need bitsandbytes.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
-from collections.abc import Callable
-from dataclasses import replace
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from zolab.bench.ledger import ledger
-from zolab.plan import Shape, Work
+from zolab.bench.memory import _cpu_meter, _gpu_meter
+from zolab.bench.record import RESULTS, machine
+from zolab.bench.shapes import Setting
+from zolab.bench.steppers import RANK, stepper
+from zolab.plan import METHODS, Shape, Work, batch, find, peak
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-Step = Callable[[], Any]
 NOTHING = Shape("nothing", "opt", 32, 1, 2, 64, 64, 64)
-RANK = 8
+FEW = 4  # tokens of a step on a model of no size
+ROWS = (  # method, dtype, checkpointing
+    ("inference", "fp32", False),
+    ("mezo", "fp32", False),
+    ("mezo", "bf16", False),
+    ("sgd", "fp32", False),
+    ("adamw", "fp32", False),
+    ("adamw", "fp32", True),
+    ("adamw-mixed", "bf16", False),
+    ("adam8", "fp32", False),
+    ("lora", "fp32", False),
+    ("qlora", "fp32", False),
+)
+PEERS = ("adam8", "qlora")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child process does; travels as JSON."""
+
+    what: str  # "process", "nothing" or "tensors"
+    shape: dict[str, Any]
+    method: str
+    work: dict[str, Any]
+    checkpoint: bool
 
 
 def tensors(
     shape: Shape, method: str, work: Work, *, checkpoint: bool = False, rank: int = RANK
 ) -> int:
-    """Bytes of tensors at the peak of the second of two steps, by torch's ledger."""
-    # Kernels compile and caches fill on a model of no size first.
-    few = Work(1, 4, work.dtype)
-    stepper(replace(NOTHING, family=shape.family), method, few, checkpoint, rank)()
-    gc.collect()
+    """Bytes of tensors at the peak of two steps, by torch's ledger."""
+    _warm(shape, method, work, checkpoint, rank)
     return ledger(lambda: stepper(shape, method, work, checkpoint, rank)).peak
 
 
-def stepper(
-    shape: Shape,
-    method: str,
-    work: Work,
-    checkpoint: bool = False,
-    rank: int = RANK,
-    device: str = "cpu",
-) -> Step:
-    """A random model of this shape, and a function that makes a step on one batch."""
-    model = build(shape, work, device)
-    if checkpoint:
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-        model.train()  # transformers asks for it; dropout is off
-    ids = torch.randint(0, shape.vocabulary, (work.batch, work.tokens), device=device)
-
-    def closure() -> Tensor:
-        return model(input_ids=ids, labels=ids, use_cache=False).loss
-
-    return STEPS[method](model, closure, rank)
-
-
-def build(shape: Shape, work: Work, device: str = "cpu") -> Any:
-    """A transformers model of this shape with random weights, dropout off."""
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[work.dtype])
-    try:
-        with torch.device(device):
-            return AutoModelForCausalLM.from_config(_config(shape, work)).eval()
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _config(s: Shape, work: Work) -> Any:
-    from transformers import GPT2Config, LlamaConfig, OPTConfig
-
-    off: dict[str, Any] = {"tie_word_embeddings": s.tied}
-    if s.family == "gpt2":
-        zero = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
-        sizes = {"n_embd": s.width, "n_layer": s.layers, "n_head": s.heads}
-        off |= {"n_positions": s.positions, "n_inner": s.inner}
-        return GPT2Config(vocab_size=s.vocabulary, **sizes, **zero, **off)
-    sizes = {"hidden_size": s.width, "num_hidden_layers": s.layers}
-    sizes |= {"num_attention_heads": s.heads, "vocab_size": s.vocabulary}
-    if s.family == "opt":
-        off |= {"max_position_embeddings": s.positions - 2, "dropout": 0.0}
-        off |= {"word_embed_proj_dim": s.width, "ffn_dim": s.inner}
-        return OPTConfig(**sizes, **off)
-    off |= {"num_key_value_heads": s.kv_heads or s.heads, "intermediate_size": s.inner}
-    off |= {"max_position_embeddings": max(64, work.tokens)}
-    return LlamaConfig(**sizes, head_dim=s.queries // s.heads, **off)
-
-
-def _inference(model: nn.Module, closure: Step, rank: int) -> Step:
-    model.requires_grad_(False)
-    return torch.no_grad()(closure)
-
-
-def _mezo(model: nn.Module, closure: Step, rank: int) -> Step:
-    import zolab
-
-    opt = zolab.MeZO(model)
-    return lambda: opt.step(closure)
-
-
-def _backward(opt: torch.optim.Optimizer, closure: Step) -> Step:
-    def step() -> None:
-        opt.zero_grad()
-        closure().backward()
-        opt.step()
-
-    return step
-
-
-def _sgd(model: nn.Module, closure: Step, rank: int) -> Step:
-    return _backward(torch.optim.SGD(model.parameters(), lr=1e-3), closure)
-
-
-def _adamw(model: nn.Module, closure: Step, rank: int) -> Step:
-    moving = [p for p in model.parameters() if p.requires_grad]
-    return _backward(torch.optim.AdamW(moving, lr=1e-5), closure)
-
-
-def _mixed(model: nn.Module, closure: Step, rank: int) -> Step:
-    """16-bit weights and gradients; an fp32 copy of each weight with its own AdamW."""
-    pairs = [(p, p.detach().float()) for p in model.parameters()]
-    opts = [torch.optim.AdamW([copy], lr=1e-5) for _, copy in pairs]
-
-    def step() -> None:
-        model.zero_grad()
-        closure().backward()
-        for (p, copy), opt in zip(pairs, opts, strict=True):
-            assert p.grad is not None
-            copy.grad = p.grad.float()
-            opt.step()
-            copy.grad = None
-            p.data.copy_(copy)
-
-    return step
-
-
-def _adam8(model: nn.Module, closure: Step, rank: int) -> Step:
-    import bitsandbytes as bnb
-
-    return _backward(bnb.optim.AdamW8bit(model.parameters(), lr=1e-5), closure)
-
-
-class Low(nn.Module):
-    """A frozen product and LoRA's two factors beside it."""
-
-    def __init__(self, base: nn.Module, rank: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        w: Tensor = base.weight  # type: ignore[assignment]
-        # GPT-2 stores its matrices the other way round
-        m, n = w.shape[::-1] if type(base).__name__ == "Conv1D" else w.shape
-        if hasattr(base, "in_features"):
-            m, n = int(base.out_features), int(base.in_features)  # type: ignore[arg-type]
-        self.base = base
-        self.down = nn.Linear(n, rank, bias=False, dtype=dtype)
-        self.up = nn.Linear(rank, m, bias=False, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.up(self.down(x)) * 2.0
-
-
-def _lora(model: nn.Module, closure: Step, rank: int) -> Step:
-    """Factors at every matrix of every block; embeddings and head are left alone."""
-    model.requires_grad_(False)
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    dtype = head.weight.dtype
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            matrix = getattr(getattr(child, "weight", None), "dim", lambda: 0)() == 2
-            if matrix and child is not head and not isinstance(child, nn.Embedding):
-                setattr(parent, name, Low(child, rank, dtype))
-    return _adamw(model, closure, rank)
-
-
-def _qlora(model: nn.Module, closure: Step, rank: int) -> Step:
-    """The same on matrices in NF4."""
-    import bitsandbytes as bnb
-
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Linear) and child is not head:
-                w, bias = child.weight, child.bias
-                size = (child.in_features, child.out_features, bias is not None)
-                four = bnb.nn.Linear4bit(*size, w.dtype, quant_type="nf4")
-                four.weight = bnb.nn.Params4bit(w.data, False, quant_type="nf4")
-                if bias is not None:
-                    four.bias = bias
-                setattr(parent, name, four.to(w.device))
+def _warm(shape: Shape, method: str, work: Work, checkpoint: bool, rank: int) -> None:
+    """Libraries load, kernels compile and caches fill on a model of no size."""
+    small, few = replace(NOTHING, family=shape.family), replace(work, batch=1, tokens=4)
+    stepper(small, method, few, checkpoint, rank)()
     gc.collect()
-    return _lora(model, closure, rank)
 
 
-STEPS: dict[str, Callable[[Any, Step, int], Step]] = {
-    "inference": _inference,
-    "mezo": _mezo,
-    "sgd": _sgd,
-    "adamw": _adamw,
-    "adamw-mixed": _mixed,
-    "adam8": _adam8,
-    "lora": _lora,
-    "qlora": _qlora,
-}
+def process(job: Job) -> float:
+    """Bytes of this process at the peak of two steps after a first."""
+    torch.set_num_threads(1)
+    shape, work = Shape(**job.shape), Work(**job.work)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reset, high = _gpu_meter() if device == "cuda" else _cpu_meter()
+    _warm(shape, job.method, work, job.checkpoint, RANK)
+    if job.what == "tensors":
+        return tensors(shape, job.method, work, checkpoint=job.checkpoint)
+    if job.what == "nothing":
+        shape = replace(NOTHING, family=shape.family)
+        work = replace(work, batch=1, tokens=FEW)
+    step = stepper(shape, job.method, work, job.checkpoint, device=device)
+    step()
+    reset()
+    step()
+    step()
+    return high() * 1e6
+
+
+def run(
+    shape: Shape, work: Work, rows: Sequence[tuple[str, str, bool]], repeats: int
+) -> Iterator[dict[str, Any]]:
+    """One row's numbers after another, in MB."""
+    for method, dtype, checkpoint in rows:
+        w = replace(work, dtype=dtype)
+        job = Job("process", asdict(shape), method, asdict(w), checkpoint)
+        alone = [_child(replace(job, what="nothing")) for _ in range(repeats)]
+        yield {
+            "method": method,
+            "dtype": dtype,
+            "checkpoint": checkpoint,
+            "plan_mb": peak(shape, method, w, checkpoint=checkpoint).total / 1e6,
+            "tensors_mb": _child(replace(job, what="tensors")) / 1e6,
+            "process_mb": [_child(job) / 1e6 for _ in range(repeats)],
+            "overhead_mb": [x / 1e6 for x in alone],
+        }
+
+
+def _child(job: Job) -> float:
+    done = subprocess.run(
+        [sys.executable, "-m", "zolab.bench.peak", json.dumps(asdict(job))],
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print a line a row, write the record."""
+    parser = argparse.ArgumentParser(prog="python -m zolab.bench peak")
+    parser.add_argument("--shape", default="smollm2-135m", help="as in zolab plan")
+    parser.add_argument("--batch", default="4x64", help="sequences x tokens")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=[*METHODS])
+    parser.add_argument("--repeats", type=int, default=3, help="processes a number")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    a = parser.parse_args(argv)
+    shape, work = find(a.shape), Work(*batch(a.batch), "fp32")
+    here = importlib.util.find_spec("bitsandbytes") is not None
+    rows = [r for r in ROWS if r[0] in a.only and (here or r[0] not in PEERS)]
+    found = []
+    for row in run(shape, work, rows, a.repeats):
+        found.append(row)
+        print(f"  {said(row)}", flush=True)
+    name = shape.name.split("/")[-1].lower()
+    record = {
+        "item": "peak",
+        **machine("peak", Setting("cpu", name, (1,), a.repeats)),
+        "command": f"python -m zolab.bench peak --shape {name} --batch {a.batch}",
+        "shape": name,
+        "batch": a.batch,
+        "rows": found,
+    }
+    a.out.mkdir(parents=True, exist_ok=True)
+    path = a.out / f"bench-peak-cpu-{name}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    return 0
+
+
+def said(row: dict[str, Any]) -> str:
+    """A row in words: the sum, its ratio to the ledger and to the process's share."""
+    label = METHODS[row["method"]].label + ", checkpointing" * row["checkpoint"]
+    plan, seen = row["plan_mb"], row["tensors_mb"]
+    whole = statistics.median(row["process_mb"])
+    own = statistics.median(row["overhead_mb"])
+    return (
+        f"{label:22} {row['dtype']}: plan {plan:6.0f} MB, tensors {seen:6.0f} MB "
+        f"(plan / tensors {plan / seen:.3f}), process {whole:6.0f} MB of which "
+        f"overhead {own:4.0f} MB (plan / rest {plan / (whole - own):.3f})"
+    )
+
+
+if __name__ == "__main__":
+    print(process(Job(**json.loads(sys.argv[1]))))
