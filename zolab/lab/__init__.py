@@ -12,7 +12,7 @@ from zolab.lab.figures import bars, figure, line, mark, tag
 from zolab.lab.language import device, live, sentiment_runs
 from zolab.lab.notes import notes
 from zolab.lab.passes import Pass, passes
-from zolab.lab.readout import ReadOut, states
+from zolab.lab.readout import LastMLP, ReadOut, states
 from zolab.lab.records import begin, cost, cost_card, memory_ratio, record, recorded
 from zolab.lab.same import same
 from zolab.lab.scales import pick, scale
@@ -23,6 +23,7 @@ from zolab.lab.widgets import frames, predict
 
 __all__ = [
     "Pass",
+    "LastMLP",
     "ReadOut",
     "bars",
     "begin",

@@ -29,12 +29,35 @@ class ReadOut(nn.Module):
         return both[:, 1] - both[:, 0]
 
 
+class LastMLP(nn.Module):
+    """The last block's MLP, free to move, and after it the read-out, held still.
+
+    Maps states (B, width) from before that MLP's norm (`states(..., before=...)`) to
+    margins (B,): for models shaped like Llama, three matrices (`mlp.*`).
+    """
+
+    def __init__(self, model: Any, task: Any) -> None:
+        super().__init__()
+        block = model.model.layers[-1]
+        norm = block.post_attention_layernorm
+        self.before = copy.deepcopy(norm).requires_grad_(False)
+        self.mlp = copy.deepcopy(block.mlp)
+        self.out = ReadOut(model, task).requires_grad_(False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, width) -> (B,)."""
+        return self.out(states + self.mlp(self.before(states)))
+
+
 @torch.no_grad()
-def states(model: Any, task: Any, sentences: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """What the frozen body says after each prompt, before the final norm; and labels.
+def states(
+    model: Any, task: Any, sentences: Sequence[Any], *, before: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """What reaches a module (the final norm) after each prompt; and labels.
 
     (n, width) fp32 and (n,) fp32, in the order of the sentences' lengths.
     """
+    before = model.model.norm if before is None else before
     rows = sorted(sentences, key=lambda s: len(s.text))
     kept: list[Tensor] = []
 
@@ -42,7 +65,7 @@ def states(model: Any, task: Any, sentences: Sequence[Any]) -> tuple[Tensor, Ten
         seen = args[0]
         kept.append(seen[torch.arange(len(seen)), batch.last].float())
 
-    hook = model.model.norm.register_forward_pre_hook(keep)
+    hook = before.register_forward_pre_hook(keep)
     try:
         for start in range(0, len(rows), 50):
             batch = task.batch(rows[start : start + 50])
