@@ -154,6 +154,28 @@ def test_the_widget_moves_by_keyboard_mouse_and_itself(html, browser, number):
     assert play.text == "play"
 
 
+def test_on_a_phone_code_hangs_and_equations_fit(html, browser):
+    chapter = CHAPTERS["12"]
+    visit(browser, html, f"notebooks/{chapter.path.stem}", PHONE)
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    code, hangs, wide = browser.execute_script(
+        "const all = (s) => [...document.querySelectorAll(s)];"
+        "const start = (e, i) => e.getClientRects()[i].left;"
+        "const long = all('.cell_input .zolab-line').filter(e => {"
+        "  const r = document.createRange(); r.selectNodeContents(e);"
+        "  return e.offsetHeight > 20 && !e.textContent.startsWith(' ');});"
+        "const left = (e) => {const r = document.createRange();"
+        "  r.selectNodeContents(e); return [...r.getClientRects()].map(c => c.left)};"
+        "return [all('.cell_input pre').map(e => e.textContent),"
+        " long.map(e => Math.max(...left(e)) > Math.min(...left(e))),"
+        " all('div.math').filter(e => e.scrollWidth > e.clientWidth + 1).length]"
+    )
+    cells = [c.source.strip() for c in chapter.cells()]
+    assert [c.strip() for c in code] == cells, "what is copied is what was written"
+    assert len(hangs) > 10 and all(hangs), "the rest of a line is further in"
+    assert wide == 0, "an equation that needs sideways reading"
+
+
 def test_search_finds_a_word(html, browser):
     visit(browser, html, "search", DESKTOP)
     browser.get((html / "search.html").as_uri() + "?q=journal")
@@ -203,10 +225,12 @@ def test_the_ledger_has_a_card_a_claim_worst_first_and_its_links_lead_somewhere(
 def test_the_map_shows_each_chapter_below_what_it_needs(html):
     text = (html / "book" / "index.html").read_text("utf-8")
     svg = re.search(r'<svg class="zolab-map".*?</svg>', text, re.S)[0]
-    height = dict(
-        re.findall(r'notebooks/(\d\d)_[^"]*"><rect x="[-\d.]+" y="([-\d.]+)"', svg)
-    )
+    box = r'notebooks/(\d\d)_[^"]*"><rect x="([-\d.]+)" y="([-\d.]+)" width="(\d+)"'
+    boxes = {n: [float(v) for v in at] for n, *at in re.findall(box, svg)}
+    height = {n: y for n, (_, y, _) in boxes.items()}
     assert height.keys() == CHAPTERS.keys()
+    width = float(re.search(r'viewBox="0 0 (\d+)', svg)[1])
+    assert all(0 <= x <= width - wide for x, _, wide in boxes.values()), "cut off"
     for number, chapter in CHAPTERS.items():
         for need in chapter.about.needs:
             assert float(height[need]) < float(height[number])

@@ -95,5 +95,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_post_transform(LinkTerms)
     app.add_css_file("zolab.css")
     app.add_js_file("cards.js")
+    app.add_js_file("phone.js")
     app.connect("html-page-context", _one_script_once, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from zolab.lab.show import Shown, show
 # Okabe and Ito's colours, without the yellow, darkest contrasts first; every line also
 # differs by dash and marker, so that a grey print still tells them apart.
 BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+GREY = "#555555"  # bounds
 STYLES = (
     (BLUE, "-", "o"),
     (ORANGE, "--", "s"),
@@ -162,7 +164,7 @@ def tag(
 
 def mark(ax: Any, y: float, label: str, *, right: bool = False) -> None:
     """A dashed horizontal line with its name above it: a bound or a paper's value."""
-    ax.axhline(y, color="#555555", ls=(0, (2, 2)), lw=1)
+    ax.axhline(y, color=GREY, ls=(0, (2, 2)), lw=1)
     where = (0.99 if right else 0.01, y)
     ax.annotate(
         label,
@@ -171,8 +173,34 @@ def mark(ax: Any, y: float, label: str, *, right: bool = False) -> None:
         xytext=(0, 2),
         textcoords="offset points",
         ha="right" if right else "left",
-        color="#555555",
+        color=GREY,
     )
+
+
+def names(ax: Any, labels: Sequence[tuple[float, str, str]], gap: float = 11) -> None:
+    """(height, name, colour) beside the right edge; moved apart, `gap` points at least.
+
+    Call it last: the heights are taken to the page with the limits as they are.
+    """
+    if isinstance(ax, Nothing):
+        return
+    low, high = ax.get_ylim()
+    # The canvas is laid out later: a panel's height in points is estimated.
+    tall = ax.figure.get_size_inches()[1] * 72 / len(ax.figure.axes) * 0.7
+    last = -math.inf
+    for y, name, color in sorted(labels):
+        at = (y - low) / (high - low) * tall
+        last = max(at, last + gap)
+        ax.annotate(
+            name,
+            (1.0, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(7, last - at),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def bars(

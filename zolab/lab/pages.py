@@ -135,11 +135,15 @@ def chapter_map() -> str:
     depth: dict[str, int] = {}
     for number, c in book().items():  # in order, so needs come first
         depth[number] = 1 + max((depth[n] for n in c.about.needs), default=-1)
+    levels = [
+        [n for n in depth if depth[n] == i] for i in range(max(depth.values()) + 1)
+    ]
+    # Two boxes side by side are what a phone's width holds: a level may be some rows.
+    rows = [row[i : i + 2] for row in levels for i in range(0, len(row), 2)]
     at = {}
-    for level in range(max(depth.values()) + 1):
-        row = [n for n in depth if depth[n] == level]
+    for down, row in enumerate(rows):
         for i, n in enumerate(row):
-            at[n] = 170 + (i - (len(row) - 1) / 2) * 165, 32 + 78 * level
+            at[n] = 170 + (i - (len(row) - 1) / 2) * 165, 32 + 78 * down
     lines, boxes, words = "", "", []
     for n, c in book().items():
         x, y = at[n]
@@ -147,7 +151,7 @@ def chapter_map() -> str:
             lines += f'<line x1="{x0}" y1="{y0 + 28}" x2="{x}" y2="{y - 28}"/>'
         boxes += _box(c, x, y)
         words.append(f"{n} needs {', '.join(c.about.needs) or 'nothing'}")
-    height = 78 * (max(depth.values()) + 1)
+    height = 78 * len(rows)
     return (
         f'<svg class="zolab-map" viewBox="0 0 340 {height}" role="group" '
         f'aria-label="Map of the chapters: {"; ".join(words)}">{lines}{boxes}</svg>'

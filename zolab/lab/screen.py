@@ -14,7 +14,7 @@ from html import escape
 from typing import Any
 
 from zolab.lab.curve import Curve
-from zolab.lab.figures import BLUE, canvas, line, mark
+from zolab.lab.figures import BLUE, GREY, ORANGE, canvas, line, mark, names
 from zolab.lab.records import peak_gb
 from zolab.lab.show import Shown
 
@@ -128,9 +128,11 @@ def draw(axes: Any, curve: Curve, marks: Mapping[str, float]) -> None:
         axes[0].set_xlabel("step")
         return
     at = sorted(curve.scores)
-    line(axes[1], at, [curve.scores[s] for s in at], "this run", style=1)
-    for name, height in marks.items():
-        mark(axes[1], height, name)
+    line(axes[1], at, [curve.scores[s] for s in at], style=1)
+    for height in marks.values():
+        mark(axes[1], height, "")
+    ends = [(h, name, GREY) for name, h in marks.items()]
+    names(axes[1], [*ends, (curve.scores[at[-1]], "this run", ORANGE)])
     axes[1].set_title("Held-out accuracy")
     axes[1].set_xlabel("step")
 
