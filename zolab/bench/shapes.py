@@ -28,6 +28,8 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(64, 2, 2, 512, 2, 16, torch.float32),
+    # no published size: opt-125m's tokens a weight read, at a fifth of its weights
+    "small": Shape(512, 6, 8, 8192, 4, 128, torch.float32),
     "opt-125m": Shape(768, 12, 12, 50272, 4, 128, torch.float32),
     # Its head is 2 % of its work, as a 13B model's is; 30 % with the full vocabulary.
     "opt-125m-2k": Shape(768, 12, 12, 2048, 4, 128, torch.float32),
