@@ -12,7 +12,18 @@ from test_families import ESTIMATORS
 from torch import nn
 
 import zolab
-from zolab import FZOO, SPSA, Adam, MeZO, Momentum, SignSGD, Streamed, ZOOptimizer
+from zolab import (
+    FZOO,
+    SPSA,
+    Adam,
+    AdaMU,
+    Dense,
+    MeZO,
+    Momentum,
+    SignSGD,
+    Streamed,
+    ZOOptimizer,
+)
 from zolab.engines.blocks import blocks_of
 from zolab.engines.footprint import parse_bytes
 from zolab.errors import BaseChangedError, BudgetError, NonFiniteLossError, StoreError
@@ -151,6 +162,33 @@ def test_every_estimator_and_rule(name):
         return model
 
     assert same_bits(train(resident()), train(Streamed()))
+
+
+@pytest.mark.parametrize("write_back", [1, 3])
+@pytest.mark.parametrize("name", ["dense", "adamu", "folded"])
+def test_rules_whose_updates_are_tensors(name, write_back):
+    def train(engine):
+        torch.manual_seed(0)
+        model = Net()
+        rule = {
+            "dense": lambda: Dense(Adam()),
+            "adamu": lambda: AdaMU(warm=1, settle=3),
+            "folded": lambda: Momentum(fold=2),
+        }[name]()
+        ask = getattr(rule, "estimator", SPSA)(eps=1e-2)
+        opt = ZOOptimizer(model, estimator=ask, rule=rule, lr=1e-3, engine=engine)
+        for _ in range(5):
+            opt.step(loss_of(model))
+        opt.engine.flush()
+        return model
+
+    want = train(resident(unseen="ignore"))
+    engine = Streamed(unseen="ignore", write_back=write_back)
+    if name == "dense" and write_back > 1:
+        with pytest.raises(ValueError, match="needs a rule of directions"):
+            train(engine)
+    else:
+        assert same_bits(want, train(engine))
 
 
 def test_schedules_use_the_lr_of_the_step_that_made_the_coefficient():

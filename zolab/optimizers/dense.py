@@ -88,6 +88,12 @@ class Dense:
     def _move(self, step: int, slot: Slot) -> Tensor:
         """What moves a slot at a step. A replay may ask long after it made updates."""
         memory = self._slots.setdefault(slot.name, {"step": -1})
+        if memory["step"] >= step:
+            raise ValueError(
+                f"{slot.name} is given step {step} again, and its memory is at step "
+                f"{memory['step']}: an engine that gives a block its updates more than "
+                "once (Streamed with write_back above 1) needs a rule of directions"
+            )
         move = torch.zeros(slot.shape, device=slot.base.device)
         for at, g in self._log:
             if memory["step"] < at <= step:
