@@ -40,11 +40,11 @@ EXERCISES = {
         kind="derive",
         minutes=8,
         stars=2,
-        question="A linear loss with gradient `grad`, z exactly normal, c = z'grad. "
-        "Return the mean of sign(c) z, a number a weight.",
+        question="A linear loss with gradient `grad`; z is exactly normal, the slope "
+        "g = z'grad. Return the mean of sign(g) z, a number a weight.",
         variant=gradients,
         hints=(
-            "Turn the axes so that grad lies on the first: only z_1 and c agree.",
+            "Turn the axes so that grad lies on the first: only z_1 and g agree.",
             "E|z_1| = sqrt(2 / pi), along grad / |grad|.",
         ),
     ),

@@ -62,10 +62,10 @@ SOLUTIONS = {
     "sign": Solution(
         right=mean_sign,
         wrong={
-            "sign of c z": Wrong(
+            "sign of g z": Wrong(
                 arcsine,
-                "that is the mean of sign(c) sign(z_i), signSGD's: it bends each "
-                "coordinate by an arcsine. sign(c) z keeps the gradient's direction",
+                "that is the mean of sign(g) sign(z_i), signSGD's: it bends each "
+                "coordinate by an arcsine. sign(g) z keeps the gradient's direction",
             ),
             "sign of the gradient": Wrong(
                 lambda grad: [math.copysign(1.0, x) if x else 0.0 for x in grad],
@@ -74,7 +74,7 @@ SOLUTIONS = {
             ),
             "the gradient": Wrong(
                 lambda grad: list(grad),
-                "that is the mean of c z; the sign has thrown the size of c away, so "
+                "that is the mean of g z; the sign has thrown the size of g away, so "
                 "ten times the loss gives the same step",
             ),
             "no 2 / pi": Wrong(
