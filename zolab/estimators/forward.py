@@ -3,8 +3,9 @@
     g_i = grad L . z_i           (a Jacobian-vector product, no eps)
     gradient = 1/q sum_i g_i z_i
 
-E[gradient] = grad L exactly, where SPSA has the gradient of L smoothed by eps; the
-variance is SPSA's. It needs a differentiable loss, and the memory of a forward pass
+E[gradient] = E[z z'] grad L = grad L exactly, for any z of independent entries with
+variance 1, where SPSA averages slopes over a step of eps z; the variance is that of
+SPSA with a small eps. It needs a differentiable loss, and the memory of a forward pass
 with a second number beside each activation; none is kept.
 
 A. G. Baydin et al., Gradients without backpropagation, arXiv:2202.08587 (normal z).

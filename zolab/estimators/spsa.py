@@ -3,9 +3,19 @@
     g_i = (L(theta + eps z_i) - L(theta - eps z_i)) / (2 eps)
     gradient = 1/q sum_i g_i z_i
 
-E[gradient] is the gradient of L smoothed over eps z; its cosine with the true one is
-about sqrt(q / d). With Rademacher z the second moment of the estimate is d |grad|^2
-+ O(1), with normal z (d + 2) |grad|^2.
+A slope over a finite step is a mean of slopes on the way, so that
+
+    E[gradient] = E[z z' m(z)],   m(z) = mean of grad L(theta + t z), |t| <= eps
+
+For normal z this is the gradient of E L(theta + eps z), the loss smoothed (Stein's
+identity). For signs it is another smoothing: component i is the mean of dL/dtheta_i
+with theta_i moved uniformly within +-eps and the others by +-eps; no loss need have
+that gradient. L = x^4 / 4 gives x^3 + 3 eps^2 x with normal z and x^3 + eps^2 x with
+signs. (`near_normal` has E z^4 = 2.97, so 2.97 there.) The difference from grad L is of
+order eps^2 in both.
+
+The cosine with grad L is about sqrt(q / d). With Rademacher z the second moment of the
+estimate is d |grad|^2 + O(1), with normal z (d + 2) |grad|^2.
 
 J. C. Spall, Multivariate stochastic approximation using a simultaneous perturbation
 gradient approximation, IEEE TAC 37 (1992). S. Malladi et al., Fine-tuning language
