@@ -1,9 +1,9 @@
 """Other people's programs, read at test time from a checkout that the reader has.
 
 ZOLAB_PEERS names a folder of checkouts (MeZO, ZO-LLM, LOZO, HiZOO, FZOO, SubZero,
-DeepZero, ZO-AdaMU, es-at-scale, mezo). Their trainers import a transformers of 2023, so
-nothing is imported: the few methods that hold a rule are cut out of the file by `ast`
-and bound to a stand-in. No line of theirs is kept here.
+DeepZero, ZO-AdaMU, MeZO-SVRG, HyperscaleES, es-at-scale, mezo). Their trainers import a
+transformers of 2023, so nothing is imported: the few methods that hold a rule are cut
+out of the file by `ast` and bound to a stand-in. No line of theirs is kept here.
 """
 
 import ast

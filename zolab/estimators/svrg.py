@@ -27,6 +27,10 @@ T. Gautam et al., Variance-reduced zeroth-order methods for fine-tuning language
 arXiv:2404.08080. Their q is inner + 1, lr their eta_2 and anchor lr their eta_1. They
 keep the anchor and its full-batch estimate as two copies of the weights.
 
+Where published code differs: its anchor is a copy of the list of parameters, and no
+weights are kept, so the second slope is asked at the present point; and each slope
+draws its own z, in both of its variants. With both mended its steps are these.
+
 Cost a period: 2 passes over "full" and 4 inner forward passes.
 """
 
