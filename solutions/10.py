@@ -50,12 +50,16 @@ SOLUTIONS = {
                 "number for every word: B x T x V",
             ),
             "one copy": Wrong(
-                lambda batch, tokens, vocabulary, width: batch * tokens * vocabulary * 2,
+                lambda batch, tokens, vocabulary, width: (
+                    batch * tokens * vocabulary * 2
+                ),
                 "that is the logits themselves; the loss makes an fp32 copy and its "
                 "log-softmax, and all three are alive at once",
             ),
             "one fp32 copy": Wrong(
-                lambda batch, tokens, vocabulary, width: batch * tokens * vocabulary * 6,
+                lambda batch, tokens, vocabulary, width: (
+                    batch * tokens * vocabulary * 6
+                ),
                 "logits and fp32 copy; the log-softmax is a third tensor of that size",
             ),
             "last token": Wrong(
