@@ -24,23 +24,23 @@ EXERCISES = {
         kind="derive",
         minutes=6,
         stars=1,
-        question="How many bytes do weights, gradients and all that AdamW keeps take in "
-        "mixed precision (bf16), for count = {count} weights?",
+        question="How many bytes do weights, gradients and all that AdamW keeps take "
+        "in mixed precision (bf16), for count = {count} weights?",
         variant=counts,
         hints=(
             "Per weight: what is multiplied, its gradient, and what the optimizer "
             "remembers between two steps.",
-            "Equation (2). An update of 1e-6 does not survive in bf16; where is it kept?",
+            "Equation (2). An update of 1e-6 does not survive in bf16; what keeps it?",
         ),
     ),
     "logits": Exercise(
         kind="write",
         minutes=10,
         stars=2,
-        question="A bf16 model, a forward pass with its ordinary `.loss` and no way back: "
-        "how many bytes do the logits take at the fullest moment, for {batch} sequences "
-        "of {tokens} tokens, say? There are the logits, their fp32 copy, and the "
-        "log-softmax of that.",
+        question="A bf16 model, a forward pass with its ordinary `.loss` and no way "
+        "back: how many bytes do the logits take at the fullest moment, for {batch} "
+        "sequences of {tokens} tokens, say? There are the logits, their fp32 copy, "
+        "and the log-softmax of that.",
         variant=passes,
         hints=(
             "One logit for each token and each word of the vocabulary.",
@@ -51,9 +51,9 @@ EXERCISES = {
         kind="break",
         minutes=12,
         stars=2,
-        question="A colleague plans an AdamW run by 16 bytes a weight alone. From how many "
-        "tokens a step on do the blocks' activations (12 vectors of the width a token "
-        "and layer, width_bytes bytes a number) take more than those 16 bytes a "
+        question="A colleague plans an AdamW run by 16 bytes a weight alone. From how "
+        "many tokens a step on do the blocks' activations (12 vectors of the width a "
+        "token and layer, width_bytes bytes a number) take more than those 16 bytes a "
         "weight of the blocks (12 width^2 weights each)? Width {width}, say.",
         variant=widths,
         hints=(

@@ -23,8 +23,8 @@ SOLUTIONS = {
         wrong={
             "no copy": Wrong(
                 lambda count: 12 * count,
-                "you forgot the master copy: the optimizer keeps each weight once more, in "
-                "fp32, or small updates would be rounded away (chapter 12)",
+                "you forgot the master copy: the optimizer keeps each weight once "
+                "more, in fp32, or small updates would be rounded away (chapter 12)",
             ),
             "all in bf16": Wrong(
                 lambda count: 8 * count,
@@ -73,8 +73,8 @@ SOLUTIONS = {
         wrong={
             "never": Wrong(
                 lambda width, layers, width_bytes: math.inf,
-                "activations grow with the tokens and the 16 bytes do not: whatever the "
-                "model, a long enough batch overtakes them",
+                "activations grow with the tokens and the 16 bytes do not: whatever "
+                "the model, a long enough batch overtakes them",
             ),
             "deeper": Wrong(
                 lambda width, layers, width_bytes: 16 * width * layers / width_bytes,
