@@ -33,9 +33,10 @@ def test_a_pass_is_computing_and_stalls(load, compute):
 
 
 def test_a_span_that_straddles_two_passes_is_shared_out():
-    waits = [Span("wait", 0, t, t) for t in (0.0, 4.0, 8.0)]
+    waits = [Span("wait", 0, t, t + 1) for t in (0.0, 4.0, 8.0)]
     found = passes([*waits, Span("up", 0, 3.0, 6.0)])
     assert [p.up for p in found] == [1.0, 2.0]
+    assert [p.stalled for p in found] == [1.0, 1.0]
 
 
 def test_computing_is_what_lies_between_the_waits():

@@ -58,6 +58,12 @@ def timeline(
             middle = left + size / 2
             number = f"{s.block}"
             ax.text(middle, y, number, color="white", ha="center", va="center")
+    if stalls:
+        a, b = max(stalls, key=lambda x: x[1] - x[0])
+        if b - a > 0.09 * wide:
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            at = 1e3 * ((a + b) / 2 - t0)
+            ax.text(at, -1, "stall", ha="center", va="center", bbox=box)
     ax.set_yticks([-i for i in range(len(LANES))], LANES)
     for tick, lane in zip(ax.get_yticklabels(), LANES, strict=False):
         tick.set_color(COLORS[lane])
