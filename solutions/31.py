@@ -143,8 +143,8 @@ SOLUTIONS = {
             ),
             "both": Wrong(
                 drawn_and_moved_again,
-                "you move a tied weight at each visit, and each time another way. It is "
-                "one slot with one direction, moved once a probe",
+                "you move a tied weight at each visit, and each time another way. It "
+                "is one slot with one direction, moved once a probe",
             ),
             "first": Wrong(
                 first_visit_only,
@@ -158,8 +158,8 @@ SOLUTIONS = {
         wrong={
             "next lr": Wrong(
                 with_the_next_lr,
-                "your updates take the lr of the step that carries them out. It belongs "
-                "to the step whose losses made g: keep lr * g * z, not g * z",
+                "your updates take the lr of the step that carries them out. It "
+                "belongs to the step whose losses made g: keep lr * g * z, not g * z",
             ),
             "no flush": Wrong(
                 never_flushed,

@@ -37,6 +37,7 @@ def test_a_span_that_straddles_two_passes_is_shared_out():
     found = passes([*waits, Span("up", 0, 3.0, 6.0)])
     assert [p.up for p in found] == [1.0, 2.0]
     assert [p.stalled for p in found] == [1.0, 1.0]
+    assert [p.start for p in found] == [0.0, 4.0]
 
 
 def test_computing_is_what_lies_between_the_waits():

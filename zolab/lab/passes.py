@@ -19,12 +19,13 @@ if TYPE_CHECKING:  # a chapter that streams nothing need not load the engine
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds of one pass over the blocks; `up` and `down` are what the link moved."""
+    """Seconds of one pass over the blocks, and of the link up and down; its `start`."""
 
     seconds: float
     stalled: float
     up: float
     down: float
+    start: float
 
     @property
     def computing(self) -> float:
@@ -53,5 +54,5 @@ def passes(spans: Sequence[Span]) -> list[Pass]:
         for s in spans:
             if s.lane in busy:
                 busy[s.lane] += max(0.0, min(s.end, b) - max(s.start, a))
-        found.append(Pass(b - a, busy["wait"], busy["up"], busy["down"]))
+        found.append(Pass(b - a, busy["wait"], busy["up"], busy["down"], a))
     return found
