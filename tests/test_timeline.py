@@ -52,7 +52,7 @@ def test_stalls_are_what_no_block_computes_in():
         stalls = timeline(ax, steady(3.0, 1.0), start=3.0, end=9.0)
         numbers = {t.get_text() for t in ax.texts}
     assert stalls == [(4.0, 6.0), (7.0, 9.0)]
-    assert numbers == {"0", "1"} and image
+    assert numbers == {"0", "1", "stall"} and image
 
 
 def test_no_spans_is_an_error():
