@@ -21,12 +21,8 @@ def one_probe(b, flops, rate, n, slack):
     return tokens_needed(b, flops, rate, 1, slack)
 
 
-def one_operation(b, flops, rate, n, slack):
+def twice(b, flops, rate, n, slack):
     return 2 * tokens_needed(b, flops, rate, n, slack)
-
-
-def there_and_back(b, flops, rate, n, slack):
-    return tokens_needed(2 * b, flops, rate, n, slack)
 
 
 def moved_once(x, order, home, w, z, eps):
@@ -117,14 +113,11 @@ SOLUTIONS = {
                 "one read serves all n probes of the step: computing is n forward "
                 "passes for one load",
             ),
-            "operations": Wrong(
-                one_operation,
-                "a weight and a token take two operations: multiply and add",
-            ),
-            "both ways": Wrong(
-                there_and_back,
-                "you counted the way back as well. Up and down are two lanes that "
-                "run at the same time",
+            "twice": Wrong(
+                twice,
+                "twice too many. Either you counted the way back, which has a lane of "
+                "its own, or one operation a weight and token: it is two, multiply "
+                "and add",
             ),
         },
     ),
