@@ -47,15 +47,6 @@ def drawn_again(x, order, home, w, z, eps):
     return x
 
 
-def drawn_and_moved_again(x, order, home, w, z, eps):
-    w = dict(w)
-    for name in order:
-        slot = home[name]
-        w[slot] += eps * z[name]
-        x = x * w[slot] + 1
-    return x
-
-
 def first_visit_only(x, order, home, w, z, eps):
     seen = set()
     for name in order:
@@ -133,11 +124,6 @@ SOLUTIONS = {
                 drawn_again,
                 "you use the visited name's direction. Two names for one tensor are "
                 "one slot with one direction; a resident model cannot move it two ways",
-            ),
-            "both": Wrong(
-                drawn_and_moved_again,
-                "you move a tied weight at each visit, and each time another way. It "
-                "is one slot with one direction, moved once a probe",
             ),
             "first": Wrong(
                 first_visit_only,
