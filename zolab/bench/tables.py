@@ -129,8 +129,8 @@ def methods_setting() -> str:
         f"{s['held_out']} held-out sentences a seed, one thread of a CPU ({r['cpu']}), "
         f"torch {v['torch']}, bitsandbytes {v['bitsandbytes']}, peft {v['peft']}. Mean "
         "(lowest to highest seed); evaluations are off the clock; the machine was "
-        "shared, so seconds are rough. Peak memory is that of the process, Python and "
-        "torch included. No lr was tuned: "
+        f"shared, so seconds are rough{_by_cpu(r)}. Peak memory is that of the process"
+        ", Python and torch included. No lr was tuned: "
         + "; ".join(
             f"{row['label']} {row['runs'][0]['lr']:.1e} ({row['lr_from']})"
             for name, row in r["methods"].items()
@@ -222,34 +222,27 @@ def peers_table() -> str:
     for name, label in {n: r.label.strip() for n, r in ROWS.items()}.items():
         theirs = [n for n, p in PEERS.items() if p.beside == name and n in found]
         for n in theirs:
-            version = found[n]["version"]
-            label_of = PEERS[n].label.replace(" ", f" {version} ", 1)
-            rows.append(_cost(label_of, found[n])[:-1])
+            of = f"{PEERS[n].label} ({found[n]['version']})"
+            rows.append(_cost(of, found[n])[:-1])
         if theirs:
             rows.append(_cost(f"**zolab {label}**", found[name])[:-1])
     return table(["", "passes", "time", "memory"], rows)
 
 
 def estimators_words() -> str:
-    """What the table says, in sentences."""
-    found = {n: r for n, r in load(ESTIMATORS)["rows"].items() if n in ROWS}
-    time = {n: ratio(r) for n, r in found.items()}
-    size = {n: memory(r) for n, r in found.items()}
-    slow = sorted((n for n in time if time[n] > 1.5), key=lambda n: -time[n])
-    large = sorted((n for n in size if size[n] > 1.25), key=lambda n: -size[n])
-    plain = [n for n in found if n not in slow]
-    small = [n for n in found if n not in large]
-
-    def names(which: Sequence[str], of: dict[str, float]) -> str:
-        return ", ".join(f"{ROWS[n].label.strip()} {of[n]:.1f}" for n in which)
-
+    """How many rows are recorded, and between what they lie."""
+    found = load(ESTIMATORS)["rows"]
+    ours = {n: r for n, r in found.items() if n in ROWS}
+    time = [ratio(r) for r in ours.values()]
+    size = [memory(r) for r in ours.values()]
+    missing = [r.label.strip() for n, r in ROWS.items() if n not in found]
+    also = [PEERS[n].label for n in PEERS if n not in found]
+    late = f" Not recorded yet: {', '.join([*missing, *also])}." if missing else ""
     return (
-        f"Of {len(found)} rows {len(plain)} take {min(time[n] for n in plain):.2f} to "
-        f"{max(time[n] for n in plain):.2f} times the seconds of the forward passes "
-        f"that they ask for; the others are {names(slow, time)}. {len(small)} rows "
-        f"peak at {min(size[n] for n in small):.2f} to "
-        f"{max(size[n] for n in small):.2f} times the memory of inference; the others "
-        f"are {names(large, size)}."
+        f"{len(ours)} of {len(ROWS)} estimators are recorded: a step takes "
+        f"{min(time):.2f} to {max(time):.2f} times the seconds of the forward passes "
+        f"that it asks for, and its peak is {min(size):.2f} to {max(size):.2f} times "
+        f"that of inference.{late}"
     )
 
 
@@ -274,6 +267,22 @@ def _cost(label: str, row: dict[str, Any]) -> list[str]:
     bytes_a_step = "-" if row["bytes"] is None else f"{row['bytes']:.0f}"
     time = f"{ratio(row):.2f} ({min(each):.2f} to {max(each):.2f})"
     return [label, str(row["passes"]), time, f"{memory(row):.2f}", bytes_a_step]
+
+
+def _by_cpu(record: dict[str, Any]) -> str:
+    """Which rows' seconds are not the wall's, and how busy the machine was."""
+    by_cpu = {
+        row["label"]: row["runs"]
+        for row in record["methods"].values()
+        if row["runs"][0].get("clock") == "cpu"
+    }
+    if not by_cpu:
+        return ""
+    loads = [run["load"] for runs in by_cpu.values() for run in runs]
+    return (
+        f" (of {', '.join(by_cpu)} they are CPU seconds of the thread, at a load of "
+        f"{min(loads):.0f} to {max(loads):.0f} on {record['cores']} cores)"
+    )
 
 
 def _fitted(row: dict[str, Any]) -> list[dict[str, float]]:
