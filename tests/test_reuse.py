@@ -14,6 +14,7 @@ from zolab.engines import reuse as module
 from zolab.engines.reuse import Memo, Reuse
 from zolab.estimators import CGE, ModuleWise
 from zolab.gradient import Direction, Probe
+from zolab.models import load_model
 from zolab.optimizers.front import ZOOptimizer
 from zolab.space import Space
 from zolab.tasks import load_digits
@@ -294,3 +295,19 @@ def test_an_error_leaves_the_model_as_it_was():
         losses(model, Reuse(modules="layer.*"), probes(model))
     with pytest.raises(ValueError, match="no objective"):
         losses(model, Reuse(), [Probe(objective="other")])
+
+
+def test_a_language_model_starts_at_the_first_block_that_differs():
+    model = load_model("tiny")[0]
+    ids = torch.arange(24).view(2, 12) + 5
+
+    def words():
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+    asked, engine = probes(model, eps=0.5), Reuse()
+    asked = asked[:1] + asked[1::3]
+    assert losses(model, engine, asked, words) == losses(
+        model, Resident(), asked, words
+    )
+    ran = [engine.ran[f"model.layers.{i}"] for i in range(4)]
+    assert ran == sorted(ran) and ran[0] < ran[3] <= len(asked)

@@ -51,6 +51,9 @@ class Reuse(Resident):
     (modules inside of a reused one are not called at all); `kept_bytes` is what the
     last clean pass left in memory. For estimators that move part of the model at a time
     (CGE, ModuleWise); it gains nothing where every probe moves the first layer.
+    A module that gets or returns other objects than tensors, plain values and tuples,
+    lists or dicts of them runs each time, though its parts need not: language models
+    of transformers want `use_cache=False`.
     """
 
     def __init__(
