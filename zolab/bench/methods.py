@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from zolab.bench.memory import _cpu_meter, _gpu_meter
-from zolab.bench.record import RESULTS, machine
+from zolab.bench.record import RESULTS, cpu_name, machine
 from zolab.bench.shapes import Setting
 from zolab.models import load_model
 from zolab.tasks import Sentiment, evaluate, loss, splits
@@ -123,6 +123,7 @@ def run(job: Job) -> dict[str, Any]:
         "peak_mb": peak(),
         "step_seconds": clock / steps,
         "forward_seconds": forward,
+        "cpu": cpu_name(),
         "clock": "wall" if job.device == "cuda" else "cpu",
         "load": round(os.getloadavg()[0], 2),
     }

@@ -108,7 +108,7 @@ def machine(item: str, setting: Setting) -> dict[str, Any]:
         "command": f"python -m zolab.bench {item} --device {setting.device} "
         f"--shape {setting.shape} --threads {threads} --repeats {setting.repeats}",
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": list(setting.threads),
         "load": [round(x, 2) for x in os.getloadavg()],
@@ -133,7 +133,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, as the system names it."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -279,9 +279,10 @@ def _by_cpu(record: dict[str, Any]) -> str:
     if not by_cpu:
         return ""
     loads = [run["load"] for runs in by_cpu.values() for run in runs]
+    names = sorted({run["cpu"] for runs in by_cpu.values() for run in runs})
     return (
-        f" (of {', '.join(by_cpu)} they are CPU seconds of the thread, at a load of "
-        f"{min(loads):.0f} to {max(loads):.0f} on {record['cores']} cores)"
+        f" (of {', '.join(by_cpu)} they are CPU seconds of the thread, recorded later "
+        f"on {' and '.join(names)} at a load of {min(loads):.0f} to {max(loads):.0f})"
     )
 
 
