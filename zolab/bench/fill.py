@@ -78,7 +78,7 @@ class Table:
         A run that fails is named in record["failed"] and its row is left out; called
         again, it is tried again.
         """
-        began = time.monotonic()
+        began, had = time.monotonic(), len(self.record["runs"])
         self.record["failed"] = {}
         total = len(rows) + sum(map(self._runs, rows))
         with tqdm(total=total, unit="run", disable=None) as bar:
@@ -90,6 +90,8 @@ class Table:
                 if set(self._tuning([row])) <= self.record["runs"].keys():
                     self.record["chosen"][row] = self._best(row)
             self._go("run", self._judging(rows), bar)
+        if len(self.record["runs"]) > had:
+            self.record |= _where(self.base)
         self._write()
         return self.record
 
@@ -217,17 +219,21 @@ def _start(path: Path, base: Job) -> dict[str, Any]:
         if record["asked"] == setting:
             return record
     plan = plan_of(base.model)
-    where = machine("table", Setting(base.device, base.model, (1,), 1))
-    where["command"] = f"python -m zolab.bench table --model {base.model}"
-    where["command"] += f" --device {base.device}"
     return {
         "item": "table",
         "asked": setting,
         "setting": setting | {"words": plan.words, "batch": plan.batch},
-        **where,
+        **_where(base),
         "grids": {row: plan.grid(row) for row in ROWS},
         "costs": {},
         "runs": {},
         "chosen": {},
         "failed": {},
     }
+
+
+def _where(base: Job) -> dict[str, Any]:
+    """Machine, versions, commit and command of the last runs."""
+    where = machine("table", Setting(base.device, base.model, (1,), 1))
+    command = f"python -m zolab.bench table --model {base.model}"
+    return where | {"command": f"{command} --device {base.device}"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -81,6 +82,7 @@ def measure(job: Job) -> dict[str, Any]:
 
     On a CPU seconds are the processor's, on one thread; on a GPU the clock's.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler greets on stderr
     row, plan = ROWS[job.row], plan_of(job.model)
     base, tokenizer = _model(job)
     task = Sentiment(tokenizer, words=plan.words, max_tokens=plan.max_tokens)
