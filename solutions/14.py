@@ -30,7 +30,7 @@ def variance(accuracies, held):
     return seeds, p * (1 - p) / held
 
 
-def interval(accuracies, held):
+def three_errors(accuracies, held):
     return 3 * math.sqrt(sum(variance(accuracies, held)))
 
 
@@ -73,7 +73,7 @@ SOLUTIONS = {
         },
     ),
     "interval": Solution(
-        right=interval,
+        right=three_errors,
         wrong={
             "spread of one": Wrong(
                 spread_of_one,
@@ -95,7 +95,7 @@ SOLUTIONS = {
                 "many sentences: p (1 - p) / held stays",
             ),
             "one": Wrong(
-                lambda a, held: interval(a, held) / 3,
+                lambda a, held: three_errors(a, held) / 3,
                 "that is one standard error; the ledger's bar is three",
             ),
         },
