@@ -139,6 +139,13 @@ def test_adamw_needs_more_memory_than_mezo():
     assert peaks["zero"] < peaks["mezo"] < 2 * peaks["zero"] < peaks["adamw"]
 
 
+def test_a_run_on_the_cpu_is_measured_there_on_a_machine_with_a_gpu(monkeypatch):
+    job = Job(**vars(SMALL) | {"row": "zero"})
+    peak = measure(job)["peak_mb"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert measure(job)["peak_mb"] == pytest.approx(peak, rel=0.05)
+
+
 # the table
 
 

@@ -99,7 +99,7 @@ def measure(job: Job) -> dict[str, Any]:
         _, step = start(model, row, job)
         return lambda: step(batch, 1.0)
 
-    peak = ledger(build).peak
+    peak = ledger(build, device=job.device).peak
     model = base.to(job.device)
     if row.how in FITS:
         began = _now(job)

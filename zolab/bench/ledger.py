@@ -32,15 +32,21 @@ class Ledger:
     blocks: Counter[int] = field(default_factory=Counter)
 
 
-def ledger(build: Callable[[], Callable[[], Any]], *, times: int = 2) -> Ledger:
+def ledger(
+    build: Callable[[], Callable[[], Any]],
+    *,
+    times: int = 2,
+    device: str | None = None,
+) -> Ledger:
     """Build, then run what `build` returned `times` times; the peak is of the runs.
 
     The first run makes what an optimizer keeps, the second meets it, so two runs show
     the peak of all later ones. Everything must be allocated inside of `build`.
+    `device`: "cpu" or "cuda", where `build` allocates; None: on a GPU if there is one.
     """
     if times < 1:
         raise ValueError(f"times is {times}, expected 1 or more")
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         return _of_gpu(build, times)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         run = build()
