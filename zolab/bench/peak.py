@@ -145,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     record = {
         "item": "peak",
         **machine("peak", Setting("cpu", name, (1,), a.repeats)),
-        "command": f"python -m zolab.bench peak --shape {name} --batch {a.batch}",
+        "command": f"python -m zolab.bench peak --shape {name} --batch {a.batch} "
+        f"--repeats {a.repeats} --only {' '.join(a.only)}",
         "shape": name,
         "batch": a.batch,
         "rows": found,
