@@ -4,9 +4,9 @@
 
 On a CPU torch's profiler hears of every block that the allocator hands out, the ones
 inside of an operation too; on a GPU torch counts by itself. What Python, the libraries
-and the C library's free lists hold is not in it: `zolab.bench.peak` measures that. On a
-CPU the ledger is of the calling thread: a streamed engine's probes have threads of their
-own, and what they allocate is not seen.
+and the C library's free lists hold is not in it: `zolab.bench.peak` measures that. On
+a CPU the ledger is of the calling thread: a streamed engine's probes have threads of
+their own, and what they allocate is not seen.
 """
 
 from __future__ import annotations
