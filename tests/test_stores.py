@@ -15,7 +15,7 @@ from test_streamed import Net, loss_of, resident
 
 import zolab
 from zolab import MeZO, Streamed
-from zolab.errors import JournalError, StoreError
+from zolab.errors import StoreError
 from zolab.storage.blocks import Size
 from zolab.storage.disk import Disk
 from zolab.storage.ram import Ram
@@ -262,9 +262,9 @@ def test_logs_and_files_of_other_runs(tmp_path):
         model.embed.weight.add_(1)
     with pytest.raises(StoreError, match="not what the run"):
         train(tmp_path, 5, model)
-    with pytest.raises((StoreError, JournalError)):
+    with pytest.raises(StoreError, match="have taken [23] steps, the run 1"):
         engine = Streamed(store="disk", path=tmp_path / "a.blocks")
-        zolab.replay(Net(), tmp_path / "a.zolab", engine=engine, upto=2)
+        zolab.replay(Net(), tmp_path / "a.zolab", engine=engine, upto=1)
 
 
 CHILD = """

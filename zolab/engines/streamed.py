@@ -18,12 +18,10 @@ update and serves two forward passes. The published program never flushes the la
 
 from __future__ import annotations
 
-import hashlib
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +32,10 @@ from zolab.engines import baton
 from zolab.engines.backlog import Backlog
 from zolab.engines.base import Objectives
 from zolab.engines.baton import Turn
-from zolab.engines.blocks import Block, blocks_of
+from zolab.engines.blocks import Block
 from zolab.engines.footprint import footprint, parse_bytes
 from zolab.engines.guards import Seal, eval_mode, generators
+from zolab.engines.housed import Housed
 from zolab.engines.mode import TILE
 from zolab.engines.resident import Resident, ask
 from zolab.engines.scratch import Pool
@@ -45,8 +44,8 @@ from zolab.engines.window import Slot as Held
 from zolab.engines.window import Window
 from zolab.errors import BaseChangedError, StoreError
 from zolab.gradient import Answer, Probe, Update
-from zolab.space import Slot, Space, canonical, is_away
-from zolab.storage.blocks import Size, Store, bytes_of
+from zolab.space import Space
+from zolab.storage.blocks import Store
 from zolab.storage.disk import Disk
 from zolab.storage.ram import Ram
 
@@ -110,22 +109,20 @@ class Streamed(Resident):
                 engine.release()
         self.model, self.space, self.seed = model, space, seed
         self.stochastic, self.keep = rounding == "stochastic", False
-        self.blocks = blocks_of(model, space, self.names)
+        self.house = Housed(
+            model, space, self.store, self.device, names=self.names, fill=self.fill
+        )
+        self.blocks, self.sizes = self.house.blocks, self.house.sizes
+        self.of, self.rest = self.house.of, self.house.rest
         self.footprint = footprint(
             model, space, self.blocks, slots=self.number, probes=self.together
         )
         self.footprint.check(self.budget)
-        inside = {
-            id(p): b.index for b in self.blocks for x in b.pieces for p in x.params
-        }
-        self.of: list[list[Slot]] = [[] for _ in self.blocks]
-        self.rest: list[Slot] = []
-        for slot in space:
-            b = inside.get(id(slot.params[0]))
-            (self.rest if b is None else self.of[b]).append(slot)
-        self.absent = {s.name for slots in self.of for s in slots}
-        self.sizes = [Size(b.nbytes, b.moving) for b in self.blocks]
-        self._house()
+        try:
+            self.house.move_in(space)
+        except BaseException:
+            self.store.close()  # a notebook keeps the error, and the file locked
+            raise
         self.backlog, self.rest_mark = Backlog(min(self.store.marks)), 0
         wide = max((s.dtype.itemsize for s in space), default=4)
         self.pool = Pool(self.footprint.scratch // wide)
@@ -134,7 +131,7 @@ class Streamed(Resident):
             self.sizes,
             device=self.device,
             slots=self.number,
-            leave=self._leave,
+            leave=self.house.leave,
         )
         count = len(self.blocks)
         self.follows = {i: (i + 1) % count for i in range(count)}
@@ -142,7 +139,9 @@ class Streamed(Resident):
         self.seen: set[str] = set()
         self._checked = self.unseen == "ignore"
         self._direct: Visiting | None = None
-        self._hook()
+        self.house.hook(before=self._enter, after=self._exit, saved=self.flush)
+        self.bound = weakref.ref(model)
+        model._zolab_streamed = weakref.ref(self)  # type: ignore[assignment]
         self._seal()
 
     def release(self) -> None:
@@ -151,10 +150,8 @@ class Streamed(Resident):
             return
         self.flush()
         self.window.close()
-        for hook in self.hooks:
-            hook.remove()
-        for block in self.blocks:
-            block.point(*(x.clone() for x in self.store.home(block.index)))
+        self.house.move_out()
+        self.store.close()
         self.bound = None
 
     @contextmanager
@@ -201,12 +198,8 @@ class Streamed(Resident):
 
     def check(self) -> None:
         self.seal.check()
-        if moved := [
-            s.name
-            for slots in self.of
-            for s in slots
-            if _version(s) != self.versions[s.name]
-        ]:
+        now = self._versions()
+        if moved := [name for name in now if now[name] != self.versions[name]]:
             raise BaseChangedError(
                 f"the weights of {', '.join(moved[:3])} changed outside the optimizer; "
                 "a streamed block is not where they were written to. Undo the edit."
@@ -221,14 +214,7 @@ class Streamed(Resident):
         with torch.no_grad():
             for slot in self.rest:
                 slot.params[0].data.copy_(values[slot.name])
-            for block in self.blocks:
-                data = bytes_of(self.sizes[block.index].nbytes)
-                self.store.read(block.index, data)
-                by_id = {id(s.params[0]): s.name for s in self.of[block.index]}
-                for piece, view in block.views(*_cut(data, block)):
-                    if id(piece.params[0]) in by_id:
-                        view.copy_(values[by_id[id(piece.params[0])]])
-                self.store.write(block.index, data, step)
+            self.house.rewrite(values, step)
         self.rest_mark = step
         self.backlog = Backlog(step)
         self._settle()
@@ -248,7 +234,7 @@ class Streamed(Resident):
         self.store.begin(run)
 
     def mode(self, probe: Probe) -> Visiting:
-        kind, absent = visit(probe.want), self.absent
+        kind, absent = visit(probe.want), self.house.absent
         return kind(
             self.space, probe.terms, seen=self.seen, absent=absent, pool=self.pool
         )
@@ -315,14 +301,14 @@ class Streamed(Resident):
         held = self.window.take(i)
         try:
             due = self.backlog.due(held.mark)
-            block.point(*_cut(held.data, block))
+            self.house.arrive(block, held.data)
             for slot in self.of[i]:
                 storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
             held.mark = self.backlog.now
         except BaseException:
             self.window.forget(held)
             raise
-        self.absent.difference_update(s.name for s in self.of[i])
+        self.house.absent.difference_update(s.name for s in self.of[i])
         if send and due and held.mark - self.store.marks[i] >= self.write_back:
             self.window.send(held)
         return held
@@ -333,10 +319,6 @@ class Streamed(Resident):
             block = self.follows[block]
             self.window.ask(block)
 
-    def _leave(self, i: int) -> None:
-        self.blocks[i].point(*self.store.home(i))
-        self.absent.update(s.name for s in self.of[i])
-
     def _settle(self) -> None:
         """Every block at home, where its store has it now."""
         try:
@@ -344,7 +326,7 @@ class Streamed(Resident):
         finally:
             self.window.empty()
             for block in self.blocks:
-                block.point(*self.store.home(block.index))
+                self.house.leave(block.index)
 
     def _enter(self, block: Block) -> None:
         """Before a block's forward pass: in a step wait for it, else bring it."""
@@ -365,54 +347,6 @@ class Streamed(Resident):
         if mode is not None:
             mode.forget(s.name for s in self.of[block.index])
 
-    def _hook(self) -> None:
-        self.hooks: list[Any] = []
-        for b in self.blocks:
-            self.hooks += [
-                b.module.register_forward_pre_hook(lambda m, a, b=b: self._enter(b)),
-                b.module.register_forward_hook(lambda m, a, o, b=b: self._exit(b)),
-            ]
-        self.hooks.append(
-            self.model.register_state_dict_pre_hook(lambda *a: self.flush())
-        )
-        self.bound = weakref.ref(self.model)
-        self.model._zolab_streamed = weakref.ref(self)  # type: ignore[assignment]
-
-    def _house(self) -> None:
-        """Fill the store block by block, unless it goes on; the rest to the device."""
-        layout = _layout(self.blocks)
-        goes_on = self.store.open(self.sizes, layout)
-        for block in self.blocks:
-            if not goes_on:
-                data = bytes_of(block.nbytes)
-                for piece, view in block.views(*_cut(data, block)):
-                    p = piece.params[0]
-                    view.copy_(_value(p, piece.name, self.fill))
-                self.store.fill(block.index, data)
-            block.point(*self.store.home(block.index))
-            for piece in block.pieces:
-                for p in piece.params:
-                    p.__dict__.pop("zolab_away", None)
-        rest = hashlib.blake2b(digest_size=8)
-        streamed = {id(p) for b in self.blocks for x in b.pieces for p in x.params}
-        for name, p in self.model.named_parameters():
-            if id(p) not in streamed:
-                value = _value(p, canonical(name), self.fill)
-                rest.update(value.contiguous().view(torch.uint8).cpu().numpy().data)
-                p.data = value.to(self.device)
-                p.__dict__.pop("zolab_away", None)
-        for module in self.model.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = buffer.to(self.device)
-        if not goes_on:
-            self.store.seal(f"{self.space.digest()}:{rest.hexdigest()}")
-        elif (self.store.base or "").partition(":")[2] != rest.hexdigest():
-            raise StoreError(
-                "what does not stream (embeddings, norms, head) is not what the run in "
-                "the store started from: load the same base weights"
-            )
-
     def _rewrite(self) -> None:
         """Accept edits: what the model reads is what the store shall hold."""
         self.flush()
@@ -423,39 +357,12 @@ class Streamed(Resident):
 
     def _seal(self) -> None:
         self.seal = Seal(Space(tuple(self.rest)))
-        self.versions = {s.name: _version(s) for slots in self.of for s in slots}
+        self.versions = self._versions()
 
-
-def _cut(data: Tensor, block: Block) -> tuple[Tensor, Tensor]:
-    return data[: block.moving], data[block.moving : block.nbytes]
-
-
-def _value(p: nn.Parameter, name: str, fill: Fill | None) -> Tensor:
-    if not is_away(p):
-        return p.detach()
-    if fill is None:
-        raise StoreError(
-            f"{name} has no values: pass fill=zolab.weights_in(folder) or "
-            "fill=zolab.random_weights() to Streamed"
-        )
-    value = fill(name, p.shape, p.dtype)
-    if value.shape != p.shape:
-        raise StoreError(f"fill gave {name} {tuple(value.shape)}, not {tuple(p.shape)}")
-    return value.to(p.dtype)
-
-
-def _version(slot: Slot) -> int:
-    return sum(p._version for p in slot.params)
-
-
-def _layout(blocks: Sequence[Block]) -> str:
-    """What a file of blocks must agree with: every tensor's name, place and type."""
-    h = hashlib.blake2b(digest_size=8)
-    for b in blocks:
-        for x in b.pieces:
-            h.update(f"{x.name} {tuple(x.shape)} {x.dtype} {x.start}\n".encode())
-        h.update(f"{b.moving}\n".encode())
-    return h.hexdigest()
+    def _versions(self) -> dict[str, int]:
+        """How often anybody wrote to a streamed slot, by torch's own count."""
+        slots = [s for of in self.of for s in of]
+        return {s.name: sum(p._version for p in s.params) for s in slots}
 
 
 def _store(store: str | Store, path: str | os.PathLike[str] | None) -> Store:

@@ -51,6 +51,9 @@ class Store(Protocol):
     def write(self, block: int, data: Tensor, mark: int) -> None:
         """The block's moving bytes from `data`; it has then taken `mark` steps."""
 
+    def close(self) -> None:
+        """Give back what the store holds open."""
+
     def home(self, block: int) -> tuple[Tensor, Tensor]:
         """The block's moving bytes and its others, to look at and not to write to."""
 

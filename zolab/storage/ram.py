@@ -55,6 +55,9 @@ class Ram:
         self._bytes(block)[:n].copy_(data[:n], non_blocking=self.pinned)
         self.marks[block] = mark
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def home(self, block: int) -> tuple[Tensor, Tensor]:
         data, moving = self._bytes(block), self.sizes[block].moving
         return data[:moving], data[moving:]

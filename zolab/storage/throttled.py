@@ -62,6 +62,9 @@ class Throttled:
         self.inner.write(block, data, mark)
         self._wait(began, "down", self.sizes[block].moving)
 
+    def close(self) -> None:
+        self.inner.close()
+
     def home(self, block: int) -> tuple[Tensor, Tensor]:
         return self.inner.home(block)
 

@@ -1,0 +1,161 @@
+"""A model whose blocks live in a store: who is where, and how they got there.
+
+Outside of a visit a parameter is a view of the store (of the arena in RAM, of a memory
+map of the file), so that state dicts, snapshots and hashes need not know of streaming.
+During a visit it is a view of a slot on the device. What does not stream, the rest,
+lies on the device all the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zolab.empty import Fill
+from zolab.engines.blocks import Block, blocks_of
+from zolab.errors import StoreError
+from zolab.space import Slot, Space, canonical, is_away
+from zolab.storage.blocks import Size, Store, bytes_of
+
+
+class Housed:
+    """`blocks` in `store`, their slots by block in `of`, all other slots in `rest`.
+
+    `absent` are the names of slots whose block is not on the device.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        space: Space,
+        store: Store,
+        device: torch.device,
+        *,
+        names: Sequence[str] | None,
+        fill: Fill | None,
+    ) -> None:
+        self.model, self.store, self.device, self.fill = model, store, device, fill
+        self.blocks = blocks_of(model, space, names)
+        self.sizes = [Size(b.nbytes, b.moving) for b in self.blocks]
+        self.where = {
+            id(p): b.index for b in self.blocks for x in b.pieces for p in x.params
+        }
+        self.of: list[list[Slot]] = [[] for _ in self.blocks]
+        self.rest: list[Slot] = []
+        for slot in space:
+            b = self.where.get(id(slot.params[0]))
+            (self.rest if b is None else self.of[b]).append(slot)
+        self.absent = {s.name for slots in self.of for s in slots}
+        self.hooks: list[Any] = []
+
+    def move_in(self, space: Space) -> None:
+        """Fill the store block by block, unless it goes on; the rest to the device."""
+        goes_on = self.store.open(self.sizes, self.layout())
+        for block in self.blocks:
+            if not goes_on:
+                data = bytes_of(block.nbytes)
+                for piece, view in block.views(*cut(data, block)):
+                    view.copy_(self._value(piece.params[0], piece.name))
+                self.store.fill(block.index, data)
+            block.point(*self.store.home(block.index))
+            for piece in block.pieces:
+                for p in piece.params:
+                    p.__dict__.pop("zolab_away", None)
+        rest = self._move_rest()
+        if not goes_on:
+            self.store.seal(f"{space.digest()}:{rest}")
+        elif (self.store.base or "").partition(":")[2] != rest:
+            raise StoreError(
+                "what does not stream (embeddings, norms, head) is not what the run in "
+                "the store started from: load the same base weights"
+            )
+
+    def hook(
+        self,
+        *,
+        before: Callable[[Block], None],
+        after: Callable[[Block], None],
+        saved: Callable[[], None],
+    ) -> None:
+        """Call these around each block's forward pass, and before a state dict."""
+        for b in self.blocks:
+            self.hooks += [
+                b.module.register_forward_pre_hook(lambda m, a, b=b: before(b)),
+                b.module.register_forward_hook(lambda m, a, o, b=b: after(b)),
+            ]
+        self.hooks.append(self.model.register_state_dict_pre_hook(lambda *a: saved()))
+
+    def arrive(self, block: Block, data: Tensor) -> None:
+        """The block's parameters are views of a slot's bytes."""
+        block.point(*cut(data, block))
+
+    def leave(self, i: int) -> None:
+        """The block's parameters are views of its store again."""
+        self.blocks[i].point(*self.store.home(i))
+        self.absent.update(s.name for s in self.of[i])
+
+    def rewrite(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Put slots' values (by name) into the store, as those after `step` steps."""
+        for block in self.blocks:
+            data = bytes_of(block.nbytes)
+            self.store.read(block.index, data)
+            names = {id(s.params[0]): s.name for s in self.of[block.index]}
+            for piece, view in block.views(*cut(data, block)):
+                if id(piece.params[0]) in names:
+                    view.copy_(values[names[id(piece.params[0])]])
+            self.store.write(block.index, data, step)
+
+    def move_out(self) -> None:
+        """Leave the model as an ordinary one, its values in host memory."""
+        for hook in self.hooks:
+            hook.remove()
+        for block in self.blocks:
+            block.point(*(x.clone() for x in self.store.home(block.index)))
+
+    def layout(self) -> str:
+        """What a file of blocks must agree with: every tensor's name, place, type."""
+        h = hashlib.blake2b(digest_size=8)
+        for b in self.blocks:
+            for x in b.pieces:
+                h.update(f"{x.name} {tuple(x.shape)} {x.dtype} {x.start}\n".encode())
+            h.update(f"{b.moving}\n".encode())
+        return h.hexdigest()
+
+    def _move_rest(self) -> str:
+        """What does not stream goes to the device; returns its hash."""
+        h = hashlib.blake2b(digest_size=8)
+        for name, p in self.model.named_parameters():
+            if id(p) not in self.where:
+                value = self._value(p, canonical(name))
+                h.update(value.contiguous().view(torch.uint8).cpu().numpy().data)
+                p.data = value.to(self.device)
+                p.__dict__.pop("zolab_away", None)
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
+        return h.hexdigest()
+
+    def _value(self, p: nn.Parameter, name: str) -> Tensor:
+        if not is_away(p):
+            return p.detach()
+        if self.fill is None:
+            raise StoreError(
+                f"{name} has no values: pass fill=zolab.weights_in(folder) or "
+                "fill=zolab.random_weights() to Streamed"
+            )
+        value = self.fill(name, p.shape, p.dtype)
+        if value.shape != p.shape:
+            raise StoreError(
+                f"fill gave {name} {tuple(value.shape)}, not {tuple(p.shape)}"
+            )
+        return value.to(p.dtype)
+
+
+def cut(data: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    """A block's moving bytes, and its others."""
+    return data[: block.moving], data[block.moving : block.nbytes]
