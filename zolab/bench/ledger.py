@@ -11,8 +11,10 @@ their own, and what they allocate is not seen.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,14 +52,33 @@ def ledger(
         raise ValueError(f"times is {times}, expected 1 or more")
     if device != "cpu" and torch.cuda.is_available():
         return _of_gpu(build, times)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+    seen = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _quiet():
+        seen.__enter__()
+    try:
         run = build()
         with record_function(MARK):
             pass
         for _ in range(times):
             run()
+    finally:
+        with _quiet():
+            seen.__exit__(None, None, None)
     assert seen.profiler is not None and seen.profiler.kineto_results is not None
     return _of_events(seen.profiler.kineto_results.events())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The profiler says on the process's stderr that it starts and stops: not here."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _of_events(events: Any) -> Ledger:
