@@ -47,7 +47,7 @@ def run(setting: Setting) -> list[Line]:
 
 def throttled(setting: Setting, factor: float) -> list[Line]:
     """The step where the link needs `factor` times what the step computes."""
-    plain, compute = resident(setting)
+    compute = resident(setting)
     compute()
     seconds = min(timed(compute, "cpu")[0] for _ in range(3))
     store = Throttled(Ram(pinned=False), rate=1.0)
@@ -76,7 +76,7 @@ def throttled(setting: Setting, factor: float) -> list[Line]:
 
 def on_disk(setting: Setting, path: Path) -> list[Line]:
     """The step from a file, and the store's reads beside plain reads of the file."""
-    plain, compute = resident(setting)
+    compute = resident(setting)
     store = Disk(path)
     step, engine = streamed(setting, store)
     step(), compute()
@@ -132,7 +132,7 @@ def on_gpu(setting: Setting) -> list[Line]:
     torch.cuda.empty_cache()
     needed = 2.5 * size
     if needed < torch.cuda.mem_get_info()[0]:
-        _, compute = resident(setting)
+        compute = resident(setting)
         compute()
         plain = statistics.median(
             timed(compute, "cuda")[0] for _ in range(setting.repeats)
@@ -144,11 +144,11 @@ def on_gpu(setting: Setting) -> list[Line]:
     return lines
 
 
-def resident(setting: Setting) -> tuple[Any, Callable[[], Any]]:
-    """A model that stays, and its step."""
+def resident(setting: Setting) -> Callable[[], Any]:
+    """The step of a model that stays."""
     model, closure = build(setting)
     opt = zolab.MeZO(model, lr=1e-9, engine=zolab.Resident(scratch="one"))
-    return model, lambda: opt.step(closure)
+    return lambda: opt.step(closure)
 
 
 def streamed(
