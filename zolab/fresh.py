@@ -20,7 +20,7 @@ PAGES = {"claims", "curve", "exercises", "figures", "notes", "pages", "records",
 PAGES |= {"scales", "screen", "show", "timeline", "widgets"}
 ROOMS = {"chapters", "doctor", "errors", "fresh", "ipython_shim"}
 ROOMS |= {"lab", "engines", "estimators", "integrations", "optimizers", "plan"}
-ROOMS |= {"suggestion", "tasks"}
+ROOMS |= {"rl", "suggestion", "tasks"}
 SHOWING = {"zolab", *(f"zolab.{m}" for m in ROOMS), *(f"zolab.lab.{m}" for m in PAGES)}
 
 
