@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers import same_bits
 from test_stores import close, train, whole
 from test_streamed import Net, loss_of, resident, run
 
@@ -131,12 +130,3 @@ def test_a_third_slot_breaks_the_plan():
         holds.append(judge("plan-bytes", planned / there) == claims.HOLDS)
         engine.release()
     assert holds == [True, False]
-
-
-def test_the_same_bits_by_name():
-    """`same_bits` is what the chapter's `lab.same` sees."""
-    a, b = Net(), Net()
-    assert same_bits(a, b)
-    with torch.no_grad():
-        b.head.bias[0] += 1
-    assert not same_bits(a, b)

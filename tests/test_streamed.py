@@ -242,6 +242,22 @@ def test_a_block_is_loaded_once_a_step_for_all_probes():
         assert store.sent["down"] - before["down"] == 4 // m * size
 
 
+def test_a_visit_that_brings_no_update_touches_no_weight(monkeypatch):
+    model = Net()
+    opt = MeZO(model, lr=1e-2, num_queries=2, engine=Streamed(probes_per_pass=2))
+    opt.step(loss_of(model))
+    seen, real = [], zolab.storage.update
+
+    def spy(slot, updates, **how):
+        seen.append(len(updates))
+        return real(slot, updates, **how)
+
+    monkeypatch.setattr(zolab.storage, "update", spy)
+    opt.step(loss_of(model))  # two passes: the second one has nothing to bring
+    slots = sum(len(x) for x in opt.engine.of) + len(opt.engine.rest)
+    assert seen == [1] * slots
+
+
 def test_adapters_send_back_adapters_alone():
     first = families.make("lora")
     store = Throttled(Ram(), rate=1e12)

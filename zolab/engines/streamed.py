@@ -302,7 +302,7 @@ class Streamed(Resident):
         try:
             due = self.backlog.due(held.mark)
             self.house.arrive(block, held.data)
-            for slot in self.of[i]:
+            for slot in self.of[i] if due else ():
                 storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
             held.mark = self.backlog.now
         except BaseException:
