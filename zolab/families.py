@@ -4,6 +4,7 @@
     LowRank(rank=2, every=50)        U V' a matrix, with V kept for `every` steps
     Subspace(rank=8, every=1000)     U Z V' with orthonormal U and V kept
     Blocks(["*.0.*", "*.1.*"])       direction i lives in the slots of pattern i
+    Rounded(bits=4)                  near normal on a grid of 16 levels
 
 Any estimator takes any of them as `family`. Direction i of a step must follow from its
 keys alone: that is why a log holds coefficients and no directions. A journal's header
@@ -146,10 +147,34 @@ class Blocks:
         return Direction(key(i), self.family, within=pattern)
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """z = near normal, rounded at random to `bits` bits; `which` names the rounding.
+
+    Two roundings of one direction are independent given the direction (QuZO).
+    """
+
+    bits: int = 4
+    which: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "bits", "which")
+        if self.bits > 8:
+            raise ValueError(f"bits is {self.bits}, expected at most 8")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"name": "Rounded", "bits": self.bits, "which": self.which}
+
+    def direction(self, key: Keys, i: int) -> Direction:
+        return Direction(key(i), "rounded", right=self.which, rank=self.bits)
+
+
 KNOWN = {
     "LowRank": "zolab.families",
     "Subspace": "zolab.families",
     "Blocks": "zolab.families",
+    "Rounded": "zolab.families",
     "Coordinates": "zolab.coordinates",
 }
 

@@ -27,7 +27,8 @@ class Direction:
 
     `within` is a glob of slot names outside of which z is 0. Families with structure
     need more: "low_rank" and "subspace" a second key, `right`, and a `rank`; of
-    "coordinate" `key` is the index of the one element of slot `within` that is 1.
+    "coordinate" `key` is the index of the one element of slot `within` that is 1; of
+    "rounded" `rank` counts bits, and roundings with another `right` are independent.
     """
 
     key: int
@@ -124,6 +125,7 @@ class Update:
     `curvature` is the direction and the size of what a diagonal Hessian takes in
     before that, where the slots have one. `dense` says instead of `terms` what moves a
     slot, fp32 and of its shape, before lr; it is asked once a slot and step, in order.
+    `low` is a glob of slot names and the least value that their elements keep.
     """
 
     terms: tuple[Term, ...]
@@ -131,6 +133,11 @@ class Update:
     decay: tuple[float, ...]
     curvature: Term | None = None
     dense: Callable[[Slot], Tensor] | None = None
+    low: tuple[str, float] | None = None
+
+    def floor(self, name: str) -> float:
+        """The least value in the slot of this name; -inf where there is none."""
+        return self.low[1] if self.low and fnmatchcase(name, self.low[0]) else -math.inf
 
     def scales(self, group: int) -> list[float]:
         """What multiplies z: -lr * coefficient, rounded to 16 significant bits."""

@@ -13,6 +13,7 @@ reads or advances a global generator.
     rademacher    z[e] = +1 if bit e % 64 of h(e // 64) is set, else -1
     near_normal   z[e] = (popcount(h(e)) - 32) / 4
     low_rank      z[i, j] = rank - 2 popcount((h(i) ^ g(j)) mod 2^rank)
+    rounded       near_normal, rounded at random to a grid of 2^bits levels over [-8, 8)
 
 `near_normal` is a centred binomial of 64 bits: mean 0, variance 1, kurtosis 2.97,
 support [-8, 8] in steps of 1/4. Every value is a small dyadic number, so that a
@@ -118,6 +119,21 @@ def low_rank(
     return (rank - 2 * unlike).float()
 
 
+def rounded(
+    stream: tuple[int, int], chance: tuple[int, int], bits: int, element: Tensor
+) -> Tensor:
+    """near_normal of `stream` on the grid of step 2^(4 - bits), fp32; its mean is kept.
+
+    Up or down by the 16 bits that `chance` has for the element. With the grid's step at
+    most 1/4 (six bits or more) every value is on the grid already.
+    """
+    step = 2.0 ** (4 - bits)
+    x = elements(stream, element, "near_normal") / step
+    low = x.floor()
+    up = uniform_bits(chance, element) < ((x - low) * 65536.0)
+    return (low + up) * step
+
+
 def signs(
     stream: tuple[int, int], rows: int, rank: int, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -129,6 +145,11 @@ def signs(
 def uniform_bits(stream: tuple[int, int], element: Tensor) -> Tensor:
     """16 uniform bits an element, as int64: lane e % 4 of h(e // 4)."""
     return (_hash(stream, element >> 2) >> ((element & 3) * 16)) & 0xFFFF
+
+
+def uniform32(stream: tuple[int, int], element: Tensor) -> Tensor:
+    """32 uniform bits an element, as int64: lane e % 2 of h(e // 2)."""
+    return (_hash(stream, element >> 1) >> ((element & 1) * 32)) & 0xFFFFFFFF
 
 
 def bits63(stream: tuple[int, int], element: Tensor) -> Tensor:

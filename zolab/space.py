@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from zolab.noise import slot_id
 
 if TYPE_CHECKING:
     from zolab.masks import Mask
+    from zolab.storage.packed import Packed
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
 WRAPPERS = re.compile(r"(^|\.)(base_model\.model|base_layer|module|_orig_mod)(?=\.)")
@@ -62,9 +63,17 @@ class Slot:
     curvature: Curvature | None = None
 
     @property
+    def packed(self) -> Packed | None:
+        """Codes and scales, where the parameter is a packed weight."""
+        return getattr(self.params[0], "packed", None)
+
+    @property
     def base(self) -> Tensor:
-        """The stored values, detached; writing to it is the engine's business only."""
-        return self.params[0].detach()
+        """The stored values (of a packed weight its codes), detached.
+
+        Writing to it is the engine's business only.
+        """
+        return self.params[0].detach() if self.packed is None else self.packed.codes
 
     @property
     def shape(self) -> torch.Size:
@@ -73,6 +82,10 @@ class Slot:
     @property
     def dtype(self) -> torch.dtype:
         return self.params[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
 
     @property
     def numel(self) -> int:
@@ -93,9 +106,13 @@ class Slot:
 
 @dataclass(frozen=True)
 class Space:
-    """An ordered tuple of slots; `for slot in space`, `space["name"]`, `len(space)`."""
+    """An ordered tuple of slots; `for slot in space`, `space["name"]`, `len(space)`.
+
+    `still` are packed weights that do not move: a probe decodes them all the same.
+    """
 
     slots: tuple[Slot, ...]
+    still: tuple[Slot, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, *, frozen: bool = False) -> Space:
@@ -108,23 +125,26 @@ class Space:
         found: dict[int, list[nn.Parameter]] = {}
         names: dict[int, str] = {}
         for name, p in model.named_parameters(remove_duplicate=False):
-            if (p.requires_grad or frozen) and p.numel():
+            moves = p.requires_grad or frozen
+            if (moves or hasattr(p, "packed")) and p.numel():
                 _check(name, p)
                 where = p.data_ptr()
                 if all(p is not q for q in found.setdefault(where, [])):
                     found[where].append(p)
                 names.setdefault(where, canonical(name))
-        if not found:
-            raise SpaceError("no parameter has requires_grad=True: nothing would move")
-        slots = []
+        slots: list[Slot] = []
+        still: list[Slot] = []
         for where, params in found.items():
             if any(q.shape != params[0].shape for q in params):
                 raise SpaceError(f"{names[where]} shares storage at another shape")
-            slots.append(Slot(names[where], slot_id(names[where]), tuple(params)))
+            slot = Slot(names[where], slot_id(names[where]), tuple(params))
+            (slots if frozen or params[0].requires_grad else still).append(slot)
+        if not slots:
+            raise SpaceError("no parameter has requires_grad=True: nothing would move")
         _check_overlap(slots)
         if len({s.name for s in slots}) < len(slots):
             raise SpaceError("two parameters have the same canonical name")
-        return cls(tuple(slots))
+        return cls(tuple(slots), tuple(still))
 
     def select(self, pattern: str) -> Space:
         """The slots whose name matches a glob ("*norm*") or a regex ("re:...")."""
@@ -135,7 +155,14 @@ class Space:
         if not keep:
             names = ", ".join(s.name for s in self.slots[:5])
             raise SpaceError(f"no slot matches {pattern!r}; slots are {names}, ...")
-        return Space(tuple(keep))
+        return self.only(keep)
+
+    def only(self, keep: Iterable[Slot]) -> Space:
+        """These slots; packed weights that are not among them are still."""
+        keep = tuple(keep)
+        names = {s.name for s in keep}
+        rest = (s for s in (*self.slots, *self.still) if s.name not in names)
+        return Space(keep, tuple(s for s in rest if s.packed is not None))
 
     def grouped(self, param_groups: list[dict]) -> Space:
         """The slots that the optimizer's groups name, each with its group's index."""
@@ -149,7 +176,14 @@ class Space:
                 slots.append(replace(s, group=groups.pop()))
         if not slots:
             raise SpaceError("the param groups name no parameter of the model")
-        return Space(tuple(slots))
+        moving = {id(p) for s in slots for p in s.params}
+        for s in slots:  # a code's step is counted in scales: which one, of which step?
+            if s.packed is not None and id(s.packed.scale) in moving:
+                raise SpaceError(
+                    f"{s.name} and its scales both require grad: move the codes "
+                    "(QuZO, ZOQO) or the scales (QZO), not both"
+                )
+        return self.only(slots)
 
     def masked(self, masks: Mapping[str, Mask]) -> Space:
         """The same slots, of which those that `masks` names move only in part."""
@@ -162,16 +196,17 @@ class Space:
                     f"the mask of {s.name} has {len(packed)} bytes, expected "
                     f"{(s.numel + 7) // 8}: a bit for each of {s.numel} elements"
                 )
-        slots = (replace(s, mask=masks.get(s.name)) for s in self.slots)
-        return Space(tuple(slots))
+            _refuse_packed(s, "a mask", masks.get(s.name))
+        return self.only(replace(s, mask=masks.get(s.name)) for s in self.slots)
 
     def curved(self, smooth: float) -> Space:
         """The same slots with a diagonal Hessian beside each, ones at the start."""
         slots = []
         for s in self.slots:
+            _refuse_packed(s, "a Hessian", smooth)
             ones = torch.ones(s.shape, device=s.params[0].device)
             slots.append(replace(s, curvature=Curvature(ones, smooth)))
-        return Space(tuple(slots))
+        return self.only(slots)
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self.slots)
@@ -194,8 +229,23 @@ class Space:
         h = hashlib.blake2b(digest_size=16)
         for s in self.slots:
             h.update(f"{s.name} {tuple(s.shape)} {s.dtype}".encode())
-            h.update(s.base.view(torch.uint8).cpu().numpy().reshape(-1).data)
+            for part in (s.base, *_grid(s)):
+                h.update(
+                    part.contiguous().view(torch.uint8).cpu().numpy().reshape(-1).data
+                )
         return h.hexdigest()
+
+
+def _grid(slot: Slot) -> list[Tensor]:
+    """The tensors besides its codes that say what a packed weight is."""
+    p = slot.packed
+    parts = () if p is None else (p.scale.detach(), p.zero, p.unit)
+    return [t for t in parts if t is not None]
+
+
+def _refuse_packed(slot: Slot, what: str, given: object) -> None:
+    if given is not None and slot.packed is not None:
+        raise SpaceError(f"{what} over the packed weight {slot.name}: not supported")
 
 
 def refuse_compiled(model: nn.Module) -> None:
@@ -216,7 +266,7 @@ def is_away(p: Tensor) -> bool:
 def _check(name: str, p: nn.Parameter) -> None:
     if p.dtype not in STORAGE:
         raise SpaceError(f"{name} is {p.dtype}, expected one of {STORAGE}")
-    if is_away(p):
+    if is_away(p) or hasattr(p, "packed"):
         return
     if not p.is_contiguous():
         raise SpaceError(f"{name} is not contiguous: p.data = p.data.contiguous()")
@@ -228,7 +278,7 @@ def _check_overlap(slots: list[Slot]) -> None:
     spans = sorted(
         (s.params[0].data_ptr(), s.numel * s.params[0].element_size(), s.name)
         for s in slots
-        if not is_away(s.params[0])
+        if not (is_away(s.params[0]) or s.packed)
     )
     for (a, size, first), (b, _, second) in zip(spans, spans[1:], strict=False):
         if a + size > b:

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zolab import storage
 from zolab.engines.mode import Materialise
 from zolab.engines.readout import number
-from zolab.errors import LossError
+from zolab.errors import LossError, SpaceError
 from zolab.gradient import Answer
 from zolab.space import Slot
 
@@ -43,6 +43,11 @@ class Dual(Materialise):
         self.opened.close()
 
     def value(self, slot: Slot, dtype: torch.dtype, *, pooled: bool = False) -> Tensor:
+        if slot.packed:
+            raise SpaceError(
+                f"{slot.name} is packed: a forward gradient through it is not "
+                "supported; ask two losses (SPSA)"
+            )
         base = slot.base.to(dtype)
         if not self.moves[slot.name]:
             return base

@@ -98,7 +98,7 @@ class Seal:
             ends = np.cumsum([samples[i].numel() for i in here])
             for i, values in zip(here, np.split(part, ends[:-1]), strict=True):
                 crc[i] = zlib.crc32(values.tobytes())
-        first = (s.params[0] for s in self.space)
+        first = (s.base if s.packed else s.params[0] for s in self.space)
         return [(p.data_ptr(), p._version, c) for p, c in zip(first, crc, strict=True)]
 
 

@@ -30,30 +30,12 @@ from zolab.engines.calls import map_leaves, result_dtype, target_of
 from zolab.engines.scratch import Pool, empty, padded
 from zolab.errors import InPlaceEditError
 from zolab.gradient import Term
+from zolab.metadata import METADATA
 from zolab.space import Slot, Space
 
 TILE = 3072  # rows; smaller tiles slow the matrix product by 1.05 to 1.6
 BLOCK = 16
 LOW = (torch.bfloat16, torch.float16)
-
-# What reads no value: the stored parameter answers.
-PROPERTIES = """
-    shape dtype device ndim layout requires_grad grad grad_fn is_leaf is_cuda is_cpu
-    is_mps is_xpu is_meta is_sparse is_quantized is_nested is_mkldnn itemsize nbytes
-    name output_nr retains_grad _version _base
-"""
-METHODS = """
-    size dim ndimension numel nelement stride storage_offset element_size get_device
-    is_contiguous is_floating_point is_complex is_signed is_pinned is_inference
-    is_shared data_ptr untyped_storage requires_grad_ __len__ __hash__
-"""
-METADATA: set[Any] = {
-    *(getattr(Tensor, name).__get__ for name in PROPERTIES.split()),
-    *(getattr(Tensor, name) for name in METHODS.split()),
-    *(torch.is_floating_point, torch.is_complex, torch.numel),
-    # zero_grad() and adapters that are switched off set these in a closure.
-    *(getattr(Tensor, name).__set__ for name in ("grad", "requires_grad")),
-}
 
 # Ops that consume their weights: no result is a view of an argument, so a pooled
 # scratch may be overwritten by the next op.
@@ -76,9 +58,10 @@ class Materialise(TorchFunctionMode):
         self, space: Space, terms: Sequence[Term], *, keep: bool, seen: set[str]
     ) -> None:
         super().__init__()
-        self.slots = {id(p): s for s in space for p in s.params}
+        self.slots = {id(p): s for s in (*space, *space.still) for p in s.params}
         self.terms, self.keep, self.seen = terms, keep, seen
         self.moves = {s.name: any(d.moves(s.name) for d, _ in terms) for s in space}
+        self.moves |= {s.name: False for s in space.still}
         self.kept: dict[str, Tensor] = {}
         self.pool = Pool()
         # In one buffer: each by itself, small and long-lived amid the activations, they
@@ -99,7 +82,7 @@ class Materialise(TorchFunctionMode):
         if all(map(is_vector, used)) and func is not Tensor.view:
             return self._vectors(func, args, kwargs)
         weight = self._slot(args[1]) if len(args) > 1 and not self.keep else None
-        if weight and self.fused and self.moves[weight.name]:
+        if weight and self.fused and (weight.packed or self.moves[weight.name]):
             if func is F.embedding and kwargs.get("max_norm") is None:
                 return self._embedding(weight, args[0])
             tall = len(weight.shape) == 2 and weight.shape[0] >= self.tall
@@ -134,27 +117,51 @@ class Materialise(TorchFunctionMode):
 
     def value(self, slot: Slot, dtype: torch.dtype, *, pooled: bool = False) -> Tensor:
         """The slot at the probe, in `dtype` (its storage type or fp32)."""
-        vector = is_vector(slot)
-        if not self.moves[slot.name] and (not vector or slot.dtype == torch.float32):
+        vector, still = is_vector(slot), not self.moves[slot.name]
+        if still and not slot.packed and (not vector or slot.dtype == torch.float32):
             return slot.base.to(dtype)
         if not (vector or self.keep):
-            out = self.pool.take(slot) if pooled else torch.empty_like(slot.base)
-            return storage.materialise(slot, self.terms, out)
+            if pooled:
+                out = self.pool.take(slot)
+            else:
+                out = torch.empty(slot.shape, dtype=slot.dtype, device=slot.device)
+            return self._fill(slot, out)
         if slot.name not in self.kept:
             if vector:
                 out = self.vectors.take(slot, dtype=torch.float32)
             else:
-                out = empty(slot.shape, slot.dtype, slot.base.device)
-            self.kept[slot.name] = storage.materialise(slot, self.terms, out)
+                out = empty(slot.shape, slot.dtype, slot.device)
+            self.kept[slot.name] = self._fill(slot, out)
         return self.kept[slot.name].to(dtype)
+
+    def _fill(self, slot: Slot, out: Tensor, start: int = 0) -> Tensor:
+        """The slot's elements from `start` at the probe, written into `out`."""
+        terms = self.terms if self.moves[slot.name] else ()
+        return storage.materialise(
+            slot, terms, out, start=start, scale=self._scale(slot)
+        )
+
+    def _scale(self, slot: Slot, index: Tensor | None = None) -> Tensor | None:
+        """The scales of a packed weight where they move, fp32: all, or some rows'."""
+        own = self.slots.get(id(slot.packed.scale)) if slot.packed else None
+        if own is None or not self.moves[own.name]:
+            return None
+        self.see([own])
+        if index is None:
+            out = torch.empty(own.shape, device=own.device)
+            return storage.materialise(own, self.terms, out)
+        out = torch.empty(len(index), own.shape[1], device=own.device)
+        return storage.rows(own, self.terms, index, out)
 
     def _embedding(self, slot: Slot, index: Tensor) -> Tensor:
         """Only the looked-up rows (an embedding that renorms takes the general way)."""
         flat, columns = index.reshape(-1), slot.shape[1]
         if flat.device.type == "cpu" and flat.numel() and flat.min() < 0:
             raise IndexError(f"embedding {slot.name} got the index {int(flat.min())}")
-        out = slot.base.new_empty(flat.numel(), columns)
-        return storage.rows(slot, self.terms, flat, out).view(*index.shape, columns)
+        out = torch.empty(flat.numel(), columns, dtype=slot.dtype, device=slot.device)
+        terms = self.terms if self.moves[slot.name] else ()
+        storage.rows(slot, terms, flat, out, scale=self._scale(slot, flat))
+        return out.view(*index.shape, columns)
 
     def _tiled(self, slot: Slot, x: Tensor, _: Any, bias: Any = None) -> Tensor:
         """A linear whose weight passes through the scratch in tiles of rows."""
@@ -166,7 +173,7 @@ class Materialise(TorchFunctionMode):
             b = min(a + rows, height)
             self.pool.reset()
             tile = self.pool.take(slot, rows=b - a)
-            storage.materialise(slot, self.terms, tile, start=a * columns)
+            self._fill(slot, tile, a * columns)
             y = F.linear(x, tile, None if bias is None else bias[a:b])
             if out is None:
                 out = y.new_empty(*y.shape[:-1], height)

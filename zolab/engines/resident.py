@@ -47,7 +47,7 @@ class Resident:
             )
         self.model, self.space, self.seed = model, space, seed
         self.stochastic = rounding == "stochastic"
-        size = sum(s.numel * s.base.element_size() for s in space)
+        size = sum(s.numel * s.dtype.itemsize for s in (*space, *space.still))
         self.keep = self.scratch == "all" or (
             self.scratch == "auto" and size < KEEP_BELOW
         )
@@ -97,7 +97,7 @@ class Resident:
     def load(self, values: Mapping[str, Tensor], step: int) -> None:
         with torch.no_grad():
             for slot in self.space:
-                slot.params[0].data.copy_(values[slot.name])
+                slot.base.copy_(values[slot.name])
         self.seal.set()
 
     def begin(self, step: int, run: str) -> None:

@@ -40,7 +40,7 @@ class Pool:
     ) -> Tensor:
         shape = slot.shape if rows is None else (rows, *slot.shape[1:])
         n = torch.Size(shape).numel()
-        kind = dtype or slot.dtype, slot.base.device
+        kind = dtype or slot.dtype, slot.device
         start = self.used.get(kind, 0)
         if start + n > (self.buffers[kind].numel() if kind in self.buffers else 0):
             # What this op took before stays alive through its own tensor.

@@ -21,17 +21,19 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from zolab.errors import SpaceError
 from zolab.gradient import Direction, Term, Update, round16
 from zolab.noise import FAMILIES, ROUNDING, direction, make_key, stream
 from zolab.space import Slot
-from zolab.storage import partial, plain
+from zolab.storage import coded, partial, plain
 
 
 @dataclass(frozen=True)
 class Draw:
     """One term seen from one slot: its stream, its family and its scale.
 
-    `right`, `rank` and `columns` are what "low_rank" and "subspace" need besides; of a
+    `right`, `rank` and `columns` are what "low_rank" and "subspace" need besides (and
+    "rounded", whose `right` rounds and whose `rank` counts bits); of a
     "coordinate" `stream[0]` is the element, of a "subspace" stream and right are
     (key, slot id).
     """
@@ -68,6 +70,9 @@ def _draw(slot: Slot, d: Direction, s: float) -> Draw:
         return Draw(stream(d.key, slot.id), d.family, s)
     if d.family == "coordinate":
         return Draw((d.key, 0), d.family, s)
+    if d.family == "rounded":
+        chance = stream(make_key(d.key, d.right), slot.id)
+        return Draw(stream(d.key, slot.id), d.family, s, chance, d.rank)
     m, n = slot.matrix
     if d.family == "low_rank":  # a sum of `rank` signs has variance `rank`
         k, right = stream(d.key, slot.id), stream(d.right, slot.id)
@@ -91,14 +96,22 @@ def draw_all(slot: Slot, d: Direction) -> Tensor:
 
 
 def materialise(
-    slot: Slot, terms: Sequence[Term], out: Tensor, *, start: int = 0
+    slot: Slot,
+    terms: Sequence[Term],
+    out: Tensor,
+    *,
+    start: int = 0,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Fill contiguous `out` with the slot's elements from `start`, moved by `terms`.
 
-    `out` is fp32, or of the storage type (then rounded to nearest, once).
+    `out` is fp32, or of the storage type (then rounded to nearest, once). `scale`
+    stands for a packed weight's scales, where these move.
     """
     moves = draws(slot, terms)
-    if slot.mask is None and slot.curvature is None:
+    if slot.packed is not None:
+        coded.materialise(slot.packed, moves, out, start, scale)
+    elif slot.mask is None and slot.curvature is None:
         kernel(out.device, moves).materialise(slot.base, moves, out, start)
     else:
         partial.materialise(slot, moves, out, start)
@@ -116,10 +129,22 @@ def tangent(slot: Slot, terms: Sequence[Term]) -> Tensor:
     return out
 
 
-def rows(slot: Slot, terms: Sequence[Term], index: Tensor, out: Tensor) -> Tensor:
-    """Fill `out` (n, columns) with rows `index` (n,) of a matrix, moved by `terms`."""
+def rows(
+    slot: Slot,
+    terms: Sequence[Term],
+    index: Tensor,
+    out: Tensor,
+    *,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Fill `out` (n, columns) with rows `index` (n,) of a matrix, moved by `terms`.
+
+    `scale` stands for the scales of a packed weight's looked-up rows.
+    """
     moves = draws(slot, terms)
-    if slot.mask is None and slot.curvature is None:
+    if slot.packed is not None:
+        coded.rows(slot.packed, moves, index, out, scale)
+    elif slot.mask is None and slot.curvature is None:
         kernel(out.device, moves).rows(slot.base, moves, index, out)
     else:
         partial.rows(slot, moves, index, out)
@@ -135,6 +160,11 @@ def update(
     nearest when `stochastic` is false.
     """
     if any(u.dense for u, _ in updates):
+        if slot.packed is not None:
+            raise SpaceError(
+                f"{slot.name} is packed in {slot.packed.codec.name}: a dense rule "
+                "would need its values. Use the rule itself, which moves along keys."
+            )
         from zolab.storage import dense
 
         dense.update(slot, updates, seed=seed, stochastic=stochastic)
@@ -147,11 +177,20 @@ def update(
         bits = stream(make_key(seed, step, ROUNDING), slot.id) if stochastic else None
         bend = draws(slot, [u.curvature])[0] if u.curvature and slot.curvature else None
         steps.append(Step(u.decay[g], draws(slot, moved), bits, bend))
+    low = max((u.floor(slot.name) for u, _ in updates), default=-math.inf)
+    if low > -math.inf and len(steps) > 1:  # each step ends at the floor
+        for one in updates:
+            update(slot, [one], seed=seed, stochastic=stochastic)
+        return
     base = slot.base
-    if slot.mask is None and slot.curvature is None:
+    if slot.packed is not None:
+        coded.update(slot.packed, steps)
+    elif slot.mask is None and slot.curvature is None:
         kernel(base.device, [d for s in steps for d in s.draws]).update(base, steps)
     else:
         partial.update(slot, steps)
+    if low > -math.inf:
+        base.clamp_(min=low)
 
 
 def kernel(device: torch.device, moves: Sequence[Draw] = ()) -> ModuleType:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zolab.noise import FAMILIES, elements, low_rank, uniform_bits
+from zolab.noise import FAMILIES, elements, low_rank, rounded, uniform_bits
 from zolab.subspace import subspace
 
 if TYPE_CHECKING:
     from zolab.storage import Draw, Step
 
 CHUNK = 1 << 20
-KNOWN = (*FAMILIES, "coordinate", "low_rank", "subspace")
+KNOWN = (*FAMILIES, "coordinate", "low_rank", "subspace", "rounded")
 
 
 def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) -> None:
@@ -98,6 +98,8 @@ def z(d: Draw, element: Tensor) -> Tensor:
     if d.family == "subspace":
         (key, slot), shape = d.stream, (d.rows, d.columns)
         return subspace(key, d.right[0], slot, shape, d.rank, element)
+    if d.family == "rounded":
+        return rounded(d.stream, d.right, d.rank, element)
     return elements(d.stream, element, d.family)
 
 
