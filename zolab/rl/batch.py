@@ -14,10 +14,12 @@ temperature), so that the trainer's ratio is 1 before its first step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zolab.errors import ZolabError
@@ -117,3 +119,34 @@ class Rollout:
             elif isinstance(x, tuple):
                 parts[f.name] = tuple(x[i] for i in at)
         return replace(self, **parts)
+
+    def regrouped(self, group: Tensor) -> Rollout:
+        """The same rows with other group ids (N,)."""
+        return replace(self, group=group)
+
+
+def concatenate(parts: Sequence[Rollout]) -> Rollout:
+    """The rows of several rollouts, one after another; ids must not clash already.
+
+    Shorter prompts are padded on the left and completions on the right, with the id 0,
+    which the masks hide.
+    """
+    if not parts or len({p.temperature for p in parts}) > 1:
+        found = sorted({p.temperature for p in parts})
+        raise RolloutError(f"temperatures {found}, expected rollouts of one")
+    joined: dict[str, Any] = {}
+    for f in fields(Rollout):
+        values = [getattr(p, f.name) for p in parts]
+        if isinstance(values[0], tuple):
+            joined[f.name] = tuple(x for v in values for x in v)
+        elif isinstance(values[0], Tensor) and values[0].ndim == 2:
+            width, left = max(v.shape[1] for v in values), "prompt" in f.name
+            space = [width - v.shape[1] for v in values]
+            sides = [(n, 0) if left else (0, n) for n in space]
+            padded = [F.pad(v, s) for v, s in zip(values, sides, strict=True)]
+            joined[f.name] = torch.cat(padded)
+        elif isinstance(values[0], Tensor):
+            joined[f.name] = torch.cat(values)
+        else:
+            joined[f.name] = values[0]
+    return Rollout(**joined)
