@@ -14,28 +14,39 @@ if TYPE_CHECKING:
     from zolab.rl.advantages import ADVANTAGES, Scores, advantage
     from zolab.rl.aggregation import AGGREGATIONS, Totals, aggregate
     from zolab.rl.batch import Rollout, RolloutError
+    from zolab.rl.checkpoint import CheckpointError
     from zolab.rl.filters import DATA_FILTERS, TOKEN_FILTERS, displacement
     from zolab.rl.groups import GROUP_KEYS, group_ids
     from zolab.rl.kl import KLS
     from zolab.rl.logps import token_logps
+    from zolab.rl.loop import Trained, train
     from zolab.rl.losses import LOSSES, Tokens, pairs
+    from zolab.rl.meter import Meter
     from zolab.rl.passk import mean_pass_at_k, pass_at_k
+    from zolab.rl.recipes import RECIPES, Recipe, recipe
     from zolab.rl.sampling import dynamic_sampling, informative, overlong_shaping
+    from zolab.rl.surrogate import Batch, prepare
 
 # Loaded when named: a chapter that uses none of them does not go stale with them.
 _WHERE = {
     "ADVANTAGES": "advantages",
     "AGGREGATIONS": "aggregation",
+    "Batch": "surrogate",
+    "CheckpointError": "checkpoint",
     "DATA_FILTERS": "filters",
     "GROUP_KEYS": "groups",
     "KLS": "kl",
     "LOSSES": "losses",
+    "Meter": "meter",
+    "RECIPES": "recipes",
+    "Recipe": "recipes",
     "Rollout": "batch",
     "RolloutError": "batch",
     "Scores": "advantages",
     "TOKEN_FILTERS": "filters",
     "Tokens": "losses",
     "Totals": "aggregation",
+    "Trained": "loop",
     "advantage": "advantages",
     "aggregate": "aggregation",
     "displacement": "filters",
@@ -46,7 +57,10 @@ _WHERE = {
     "overlong_shaping": "sampling",
     "pairs": "losses",
     "pass_at_k": "passk",
+    "prepare": "surrogate",
+    "recipe": "recipes",
     "token_logps": "logps",
+    "train": "loop",
 }
 
 __all__ = [
@@ -56,12 +70,18 @@ __all__ = [
     "GROUP_KEYS",
     "KLS",
     "LOSSES",
+    "RECIPES",
     "TOKEN_FILTERS",
+    "Batch",
+    "CheckpointError",
+    "Meter",
+    "Recipe",
     "Rollout",
     "RolloutError",
     "Scores",
     "Tokens",
     "Totals",
+    "Trained",
     "advantage",
     "aggregate",
     "displacement",
@@ -72,7 +92,10 @@ __all__ = [
     "overlong_shaping",
     "pairs",
     "pass_at_k",
+    "prepare",
+    "recipe",
     "token_logps",
+    "train",
 ]
 
 

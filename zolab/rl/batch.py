@@ -120,6 +120,10 @@ class Rollout:
                 parts[f.name] = tuple(x[i] for i in at)
         return replace(self, **parts)
 
+    def scored(self, logps: Tensor) -> Rollout:
+        """The same rows with other old log-probabilities (N, T)."""
+        return replace(self, logps=logps)
+
     def regrouped(self, group: Tensor) -> Rollout:
         """The same rows with other group ids (N,)."""
         return replace(self, group=group)

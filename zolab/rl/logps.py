@@ -57,12 +57,11 @@ def token_logps(
     def some(h: Tensor, y: Tensor) -> Tensor:
         return numbers(head(h).float() / rollout.temperature, y, moments)
 
-    parts = []
-    for h, y in zip(flat.split(chunk), target.split(chunk), strict=True):
-        again = torch.is_grad_enabled() and h.requires_grad
-        parts.append(
-            checkpoint(some, h, y, use_reentrant=False) if again else some(h, y)
-        )
+    again = torch.is_grad_enabled() and len(flat) > chunk
+    parts = [
+        checkpoint(some, h, y, use_reentrant=False) if again else some(h, y)
+        for h, y in zip(flat.split(chunk), target.split(chunk), strict=True)
+    ]
     found = torch.cat(parts).view(n, t, -1)
     found = torch.where(rollout.mask.unsqueeze(-1), found, 0.0)
     extra = found[..., 2:].detach() if moments else None
