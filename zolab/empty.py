@@ -15,14 +15,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from zolab.errors import StoreError
-from zolab.noise import direction, make_key
+from zolab.noise import _hash, direction, make_key, slot_id, stream
 from zolab.space import canonical
+
+if TYPE_CHECKING:
+    from zolab.storage.packed import Packed
 
 Fill = Callable[[str, torch.Size, torch.dtype], Tensor]
 """(canonical name, shape, dtype) -> the tensor's values, on the CPU."""
@@ -98,6 +101,34 @@ def random_weights(seed: int = 0, *, std: float = 0.02) -> Fill:
         z = direction(make_key(seed, 0), name, tuple(shape), family="near_normal")
         return z.mul_(std).to(dtype)
 
+    return fill
+
+
+def random_codes(seed: int = 0, *, std: float = 0.02) -> Fill:
+    """The same for packed weights of symmetric codecs: codes at random, never floats.
+
+    A code is the sum of two uniform halves, so levels are triangular around 0; all
+    scales of a tensor are equal and give it the standard deviation `std`.
+    """
+    plainly = random_weights(seed, std=std)
+
+    def fill(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        return plainly(name, shape, dtype)
+
+    def packed(name: str, like: Packed) -> tuple[Tensor, Tensor, None]:
+        codec, half = like.codec, 2 ** (like.codec.bits - 1)
+        if codec.zeros or len(codec.table) != 2 * half - 1:
+            raise StoreError(f"random codes of {codec.name}: expected int8, int4, int2")
+        count = -(-like.shape.numel() * codec.bits // 8)
+        words, key = torch.arange(-(-count // 8)), make_key(seed, 0)
+        field = sum((half - 1) << i for i in range(0, 8, codec.bits))
+        mask = int.from_bytes(bytes([field]) * 8, "little", signed=True)
+        a, b = (_hash(stream(key + i, slot_id(name)), words) & mask for i in (0, 1))
+        codes = (a + b).view(torch.uint8)[:count]
+        spread = math.sqrt((half**2 - 1) / 6)  # of two uniforms over 0 .. half - 1
+        return codes, torch.full(codec.groups(like.shape), std / spread), None
+
+    fill.packed = packed  # type: ignore[attr-defined]
     return fill
 
 

@@ -37,6 +37,8 @@ SHAPES = {
     "opt-6.7b": Shape(4096, 32, 32, 50272, 16, 512, torch.bfloat16),
     "opt-13b": Shape(5120, 40, 40, 50272, 16, 512, torch.bfloat16),
     "opt-30b": Shape(7168, 48, 56, 50272, 16, 512, torch.bfloat16),
+    "opt-66b": Shape(9216, 64, 72, 50272, 4, 512, torch.bfloat16),
+    "opt-175b": Shape(12288, 96, 96, 50272, 2, 512, torch.bfloat16),
 }
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,19 +20,32 @@ from torch import Tensor, nn
 
 from zolab.errors import StoreError
 from zolab.space import Space, canonical
+from zolab.storage.packed import Packed
 
 ALIGN = 256  # bytes: what a device's copy engine and its vector loads like
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of a block: its parameters (tied ones share one), where it lies."""
+    """A tensor of a block: its parameters (tied ones share one), where it lies.
+
+    Of packed parameters it is one `part`: their codes, zero points or units.
+    """
 
     name: str
     params: tuple[nn.Parameter, ...]
     start: int
     shape: torch.Size
     dtype: torch.dtype
+    part: str = ""
+
+    def point(self, view: Tensor) -> None:
+        """Let the parameters' values be this tensor."""
+        for p in self.params:
+            if self.part:
+                setattr(packed_of(p), self.part, view)
+            else:
+                p.data = view
 
     @property
     def nbytes(self) -> int:
@@ -58,8 +71,7 @@ class Block:
     def point(self, moving: Tensor, still: Tensor) -> None:
         """Make the module's parameters views of these bytes."""
         for piece, view in self.views(moving, still):
-            for p in piece.params:
-                p.data = view
+            piece.point(view)
 
     def views(self, moving: Tensor, still: Tensor) -> Iterator[tuple[Piece, Tensor]]:
         """Each piece and what these bytes hold of it."""
@@ -70,10 +82,15 @@ class Block:
 
 
 def blocks_of(
-    model: nn.Module, space: Space, names: Sequence[str] | None = None
+    model: nn.Module,
+    space: Space,
+    names: Sequence[str] | None = None,
+    *,
+    stay: Container[int] = (),
 ) -> list[Block]:
     """The model's blocks in the order of its modules; `names` are names or globs.
 
+    Parameters whose ids are in `stay` belong to no block.
     Raises StoreError where there is no list of modules, or a name is no module.
     """
     modules = _named(model, names) if names else _listed(model)
@@ -85,21 +102,46 @@ def blocks_of(
         own = {
             f"{canonical(name)}.{n}": params
             for n, params in _tensors(module).items()
-            if owners[place(params[0])] == 1 and place(params[0]) not in outside
+            if owners[place(params[0])] == 1
+            and place(params[0]) not in outside
+            and id(params[0]) not in stay
         }
-        order = sorted(own, key=lambda n: id(own[n][0]) not in moves)
+        parts = [(n, ps, *part) for n, ps in own.items() for part in parts_of(ps[0])]
+        order = sorted(parts, key=lambda x: not _moves(x[1][0], x[2], moves))
         pieces, end, moving = [], 0, 0
-        for n in order:
-            p = own[n][0]
-            pieces.append(Piece(n, tuple(own[n]), end, p.shape, p.dtype))
+        for n, params, part, shape, dtype in order:
+            pieces.append(Piece(n, tuple(params), end, shape, dtype, part))
             end += -(-pieces[-1].nbytes // ALIGN) * ALIGN
-            moving = end if id(p) in moves else moving
+            moving = end if _moves(params[0], part, moves) else moving
         if pieces:
             block = Block(len(blocks), name, module, tuple(pieces), end, moving)
             blocks.append(block)
     if not blocks:
         raise StoreError("no block has weights of its own: nothing would stream")
     return blocks
+
+
+def parts_of(p: nn.Parameter) -> list[tuple[str, torch.Size, torch.dtype]]:
+    """(part, shape, dtype) of what of a parameter streams."""
+    if not hasattr(p, "packed"):
+        return [("", p.shape, p.dtype)]
+    packed = packed_of(p)
+    codec, groups = packed.codec, torch.Size(packed.codec.groups(packed.shape))
+    size = torch.Size([-(-packed.shape.numel() * codec.bits // 8)])
+    parts = [("codes", size, torch.uint8)]
+    for part in ("zero", "unit"):
+        if (t := getattr(packed, part)) is not None:
+            parts.append((part, groups, t.dtype))
+    return parts
+
+
+def packed_of(p: nn.Parameter) -> Packed:
+    """The codes behind a packed weight."""
+    return p.packed  # type: ignore[attr-defined]
+
+
+def _moves(p: nn.Parameter, part: str, moves: Container[int]) -> bool:
+    return id(p) in moves and part in ("", "codes")
 
 
 def place(p: nn.Parameter) -> int:

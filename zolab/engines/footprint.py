@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from zolab.engines.blocks import Block
+from zolab.engines.blocks import Block, parts_of
 from zolab.engines.mode import TILE, is_vector, tile_rows
 from zolab.engines.scratch import padded
 from zolab.errors import BudgetError
@@ -71,7 +71,7 @@ def footprint(
     most = max((n for b, n in vectors.items() if b >= 0), default=0)
     return Footprint(
         window=min(slots, len(blocks)) * max(b.nbytes for b in blocks),
-        rest=sum(p.numel() * p.element_size() for p in rest.values()) + buffers,
+        rest=sum(map(_stored, rest.values())) + buffers,
         scratch=scratch(model, space),
         vectors=probes * (vectors.get(-1, 0) + most),
     )
@@ -79,7 +79,7 @@ def footprint(
 
 def scratch(model: nn.Module, space: Space) -> int:
     """Bytes of the largest set of moving matrices that one op may take."""
-    slot_of = {id(p): s for s in space for p in s.params}
+    slot_of = {id(p): s for s in (*space, *space.still) for p in s.params}
     return max((_op(m, slot_of) for m in model.modules()), default=0)
 
 
@@ -92,6 +92,11 @@ def _op(module: nn.Module, slot_of: dict[int, Slot]) -> int:
     sizes = [_bytes(s) for s in matrices]
     together = isinstance(module, nn.RNNBase | nn.MultiheadAttention)
     return sum(sizes) if together else max(sizes, default=0)
+
+
+def _stored(p: nn.Parameter) -> int:
+    """Bytes that a parameter holds; a packed weight's scales are another's."""
+    return sum(s.numel() * t.itemsize for _, s, t in parts_of(p))
 
 
 def _bytes(slot: Slot) -> int:

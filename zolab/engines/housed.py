@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from zolab.empty import Fill
-from zolab.engines.blocks import Block, blocks_of
+from zolab.engines.blocks import Block, Piece, blocks_of, packed_of, parts_of
 from zolab.errors import StoreError
 from zolab.space import Slot, Space, canonical, is_away
 from zolab.storage.blocks import Size, Store, bytes_of
+from zolab.storage.packed import pack_tensor
 
 
 class Housed:
@@ -39,7 +40,11 @@ class Housed:
         fill: Fill | None,
     ) -> None:
         self.model, self.store, self.device, self.fill = model, store, device, fill
-        self.blocks = blocks_of(model, space, names)
+        moves = {id(p) for s in space for p in s.params}
+        every = [p.packed for p in model.parameters() if hasattr(p, "packed")]
+        # Scales that learn (QZO) stay on the device: then nothing travels back.
+        stay = moves & {id(packed.scale) for packed in every}
+        self.blocks = blocks_of(model, space, names, stay=stay)
         self.sizes = [Size(b.nbytes, b.moving) for b in self.blocks]
         self.where = {
             id(p): b.index for b in self.blocks for x in b.pieces for p in x.params
@@ -49,7 +54,12 @@ class Housed:
         for slot in space:
             b = self.where.get(id(slot.params[0]))
             (self.rest if b is None else self.of[b]).append(slot)
-        self.absent = {s.name for slots in self.of for s in slots}
+        self.names: list[list[str]] = [[s.name for s in slots] for slots in self.of]
+        for slot in space.still:
+            if (b := self.where.get(id(slot.params[0]))) is not None:
+                self.names[b].append(slot.name)
+        self.absent = {n for names in self.names for n in names}
+        self.coded: dict[int, dict[str, Any]] = {}
         self.hooks: list[Any] = []
 
     def move_in(self, space: Space) -> None:
@@ -59,7 +69,9 @@ class Housed:
             if not goes_on:
                 data = bytes_of(block.nbytes)
                 for piece, view in block.views(*cut(data, block)):
-                    view.copy_(self._value(piece.params[0], piece.name))
+                    value = self._value(piece.params[0], piece.name, piece.part)
+                    view.copy_(value.view(view.shape))
+                self.coded.clear()
                 self.store.fill(block.index, data)
             block.point(*self.store.home(block.index))
             for piece in block.pieces:
@@ -96,7 +108,7 @@ class Housed:
     def leave(self, i: int) -> None:
         """The block's parameters are views of its store again."""
         self.blocks[i].point(*self.store.home(i))
-        self.absent.update(s.name for s in self.of[i])
+        self.absent.update(self.names[i])
 
     def rewrite(self, values: Mapping[str, Tensor], step: int) -> None:
         """Put slots' values (by name) into the store, as those after `step` steps."""
@@ -105,7 +117,7 @@ class Housed:
             self.store.read(block.index, data)
             names = {id(s.params[0]): s.name for s in self.of[block.index]}
             for piece, view in block.views(*cut(data, block)):
-                if id(piece.params[0]) in names:
+                if id(piece.params[0]) in names and piece.part in ("", "codes"):
                     view.copy_(values[names[id(piece.params[0])]])
             self.store.write(block.index, data, step)
 
@@ -121,7 +133,8 @@ class Housed:
         h = hashlib.blake2b(digest_size=8)
         for b in self.blocks:
             for x in b.pieces:
-                h.update(f"{x.name} {tuple(x.shape)} {x.dtype} {x.start}\n".encode())
+                what = f"{x.name}{x.part} {tuple(x.shape)} {x.dtype} {x.start}\n"
+                h.update(what.encode())
             h.update(f"{b.moving}\n".encode())
         return h.hexdigest()
 
@@ -129,31 +142,52 @@ class Housed:
         """What does not stream goes to the device; returns its hash."""
         h = hashlib.blake2b(digest_size=8)
         for name, p in self.model.named_parameters():
-            if id(p) not in self.where:
-                value = self._value(p, canonical(name))
+            if id(p) in self.where:
+                continue
+            for part, shape, dtype in parts_of(p):
+                value = self._value(p, canonical(name), part)
                 h.update(value.contiguous().view(torch.uint8).cpu().numpy().data)
-                p.data = value.to(self.device)
-                p.__dict__.pop("zolab_away", None)
+                piece = Piece(name, (p,), 0, shape, dtype, part)
+                piece.point(value.to(self.device))
+            p.__dict__.pop("zolab_away", None)
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self.device)
         return h.hexdigest()
 
-    def _value(self, p: nn.Parameter, name: str) -> Tensor:
+    def _value(self, p: nn.Parameter, name: str, part: str = "") -> Tensor:
         if not is_away(p):
-            return p.detach()
+            return getattr(packed_of(p), part) if part else p.detach()
         if self.fill is None:
             raise StoreError(
                 f"{name} has no values: pass fill=zolab.weights_in(folder) or "
                 "fill=zolab.random_weights() to Streamed"
             )
+        return self._coded(p, name)[part] if part else self._filled(p, name)
+
+    def _filled(self, p: nn.Parameter, name: str) -> Tensor:
+        assert self.fill is not None
         value = self.fill(name, p.shape, p.dtype)
         if value.shape != p.shape:
             raise StoreError(
                 f"fill gave {name} {tuple(value.shape)}, not {tuple(p.shape)}"
             )
         return value.to(p.dtype)
+
+    def _coded(self, p: nn.Parameter, name: str) -> dict[str, Any]:
+        """Codes and zeros of a packed weight that is filled; its scales are set."""
+        if id(p) not in self.coded:
+            packed, own = packed_of(p), getattr(self.fill, "packed", None)
+            if own is not None:
+                codes, scale, zero = own(name, packed)
+            else:
+                found = pack_tensor(self._filled(p, name), packed.codec)
+                codes, scale, zero = found.codes, found.scale.detach(), found.zero
+            packed.scale.data = scale
+            packed.scale.__dict__.pop("zolab_away", None)
+            self.coded[id(p)] = {"codes": codes, "zero": zero}
+        return self.coded[id(p)]
 
 
 def cut(data: Tensor, block: Block) -> tuple[Tensor, Tensor]:

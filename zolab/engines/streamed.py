@@ -308,7 +308,7 @@ class Streamed(Resident):
         except BaseException:
             self.window.forget(held)
             raise
-        self.house.absent.difference_update(s.name for s in self.of[i])
+        self.house.absent.difference_update(self.house.names[i])
         if send and due and held.mark - self.store.marks[i] >= self.write_back:
             self.window.send(held)
         return held
@@ -345,7 +345,7 @@ class Streamed(Resident):
         turn = baton.current()
         mode = self._direct if turn is None else turn.mode
         if mode is not None:
-            mode.forget(s.name for s in self.of[block.index])
+            mode.forget(self.house.names[block.index])
 
     def _rewrite(self) -> None:
         """Accept edits: what the model reads is what the store shall hold."""

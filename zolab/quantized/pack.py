@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from zolab.empty import away
 from zolab.errors import SpaceError
 from zolab.space import canonical, is_away
 from zolab.storage.codecs import Codec
@@ -37,8 +38,9 @@ def pack(
 
     `skip` are globs of canonical names that stay as they are ("*embed*"). `by` chooses
     codes and scales, by default the nearest levels of scales that just hold each group.
-    One matrix at a time is in memory twice. Raises ValueError on an unknown codec,
-    SpaceError where nothing is left to pack.
+    One matrix at a time is in memory twice. Of a model from `zolab.empty_weights` the
+    packed weights stay descriptions until a streamed engine's `fill` is asked. Raises
+    ValueError on an unknown codec, SpaceError where nothing is left to pack.
     """
     kind = codec_of(codec, group=group)
     done: dict[int, nn.Parameter] = {}
@@ -46,8 +48,11 @@ def pack(
         if any(fnmatch.fnmatchcase(name, glob) for glob in skip):
             continue
         if id(p) not in done:
-            quantize = by or (lambda _, w, c: pack_tensor(w, c))
-            put(module, leaf, quantize(name, p.detach(), kind), p.dtype)
+            if is_away(p):
+                packed = described(p.shape, kind)
+            else:
+                packed = by(name, p.detach(), kind) if by else pack_tensor(p, kind)
+            put(module, leaf, packed, p.dtype)
             done[id(p)] = module._parameters[leaf]  # type: ignore[assignment]
         module._parameters[leaf] = done[id(p)]
     if not done:
@@ -57,9 +62,18 @@ def pack(
 
 def put(module: nn.Module, leaf: str, packed: Packed, dtype: torch.dtype) -> None:
     """`module.leaf` becomes this packed weight, its scales `module.leaf_scale`."""
-    weight = PackedWeight.of(packed, dtype)
-    module._parameters[leaf] = nn.Parameter(weight, requires_grad=False)
+    weight = nn.Parameter(PackedWeight.of(packed, dtype), requires_grad=False)
+    if packed.away:
+        weight.zolab_away = True  # type: ignore[attr-defined]
+    module._parameters[leaf] = weight
     module.register_parameter(f"{leaf}_scale", packed.scale)
+
+
+def described(shape: torch.Size, codec: Codec) -> Packed:
+    """A packed weight of this shape without its codes and scales."""
+    scale = away(torch.Size(codec.groups(shape)), torch.float32, False)
+    none = torch.empty(0, dtype=torch.uint8)
+    return Packed(codec, shape, none, scale, torch.empty(0) if codec.zeros else None)
 
 
 def unpack(model: nn.Module) -> nn.Module:
@@ -92,7 +106,5 @@ def _matrices(
             if p is None or hasattr(p, "packed") or leaf.endswith("_scale"):
                 continue
             name = canonical(f"{prefix}.{leaf}".lstrip("."))
-            if is_away(p):
-                raise SpaceError(f"{name} has no values: load the model first")
             if p.is_floating_point() and p.numel() > max(p.shape, default=1):
                 yield module, leaf, name, p

@@ -46,6 +46,11 @@ class Packed:
     snap: bool = False
 
     @property
+    def away(self) -> bool:
+        """Whether it is only described: no codes yet (a model that is never whole)."""
+        return self.shape.numel() > 0 == self.codes.numel()
+
+    @property
     def nbytes(self) -> int:
         """Bytes of codes, scales, zero points and units."""
         rest = [t for t in (self.scale, self.zero, self.unit) if t is not None]
