@@ -19,6 +19,7 @@ from zolab.lab.scales import pick, scale
 from zolab.lab.show import say, show, table
 from zolab.lab.timeline import timeline
 from zolab.lab.watch import watch
+from zolab.lab.weights import smollm2_rows
 from zolab.lab.widgets import frames, predict
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "sentiment_runs",
     "sharpest",
     "show",
+    "smollm2_rows",
     "solution",
     "states",
     "table",
