@@ -5,8 +5,20 @@
     QZO       the scales, and no code            w = scale * code
     QuZO      the codes, by stochastic rounding; two roundings of one direction
     ZOQO      the codes, by whole levels; the sign of the difference is all it uses
+    ZeroQAT   latent weights behind the grid, and how the grid is clipped and shifted
 """
 
+from zolab.quantized.clip import clip_search
+from zolab.quantized.fake import fake_quantize
 from zolab.quantized.pack import pack, packed_weights, unpack
+from zolab.quantized.zeroqat import ZeroQAT, finish
 
-__all__ = ["pack", "packed_weights", "unpack"]
+__all__ = [
+    "ZeroQAT",
+    "clip_search",
+    "fake_quantize",
+    "finish",
+    "pack",
+    "packed_weights",
+    "unpack",
+]

@@ -114,22 +114,39 @@ def codec(name: str | Codec, *, group: int | None = None) -> Codec:
     return found if group is None else replace(found, group=group)
 
 
-def fit(w: Tensor, codec: Codec) -> tuple[Tensor, Tensor | None]:
+def fit(
+    w: Tensor, codec: Codec, *, high: float = 1.0, low: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
     """Scales (rows, groups), fp32, that just hold every element; and zero points.
 
-    A symmetric scale is max|w| / top. An asymmetric one spans min to max and 0, which
-    then is a level. A group of zeros gets 1e-8. Raises ValueError on a non-finite w.
+    A symmetric scale is high max|w| / top; an asymmetric one is `span`'s. A group of
+    zeros gets 1e-8. Raises ValueError on a non-finite w.
     """
     x = by_group(w.detach().float(), codec)  # (rows, groups, size), padded with 0
     if not bool(torch.isfinite(x).all()):
         raise ValueError("the tensor holds NaN or infinity, expected finite weights")
-    if not codec.zeros:
-        scale = x.abs().amax(-1) / max(codec.top, -codec.table[0])
-        return torch.where(scale == 0, 1e-8, scale), None
-    low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
-    scale = (high - low) / codec.top
+    if codec.zeros:
+        return span(x, codec.top, high, low)
+    scale = high * x.abs().amax(-1) / max(codec.top, -codec.table[0])
+    return torch.where(scale == 0, 1e-8, scale), None
+
+
+def span(
+    x: Tensor, top: float, high: Tensor | float = 1.0, low: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of the last axis: from low * min x to high * max x.
+
+    Both span 0, which then is a level. All zeros get the scale 1e-8.
+    """
+    most, least = high * x.amax(-1).clamp(min=0), low * x.amin(-1).clamp(max=0)
+    scale = (most - least) / top
     scale = torch.where(scale == 0, 1e-8, scale)
-    return scale, (-low / scale).round()
+    return scale, straight(-least / scale)
+
+
+def straight(x: Tensor) -> Tensor:
+    """round(x), exactly; its derivative is taken as 1 (straight through)."""
+    return x.detach().round() + (x - x.detach())
 
 
 def by_group(x: Tensor, codec: Codec) -> Tensor:

@@ -1,0 +1,50 @@
+"""Clip search: how much of each group's range to keep, by the least square error.
+
+    (high, low) = argmin over a grid of |Q(w) - w|^2,   a group
+                  where Q spans from low * min w to high * max w
+
+The fair cheap baseline of everything that learns thresholds: no data, no pass.
+W. Shao et al., OmniQuant, arXiv:2308.13137, learn the two numbers by back-propagation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zolab.storage.codecs import Codec, by_group, fit
+from zolab.storage.packed import Packed, pack_tensor, values
+
+GRID = tuple(1 - i / 16 for i in range(12))  # from all to 5/16 of the range
+
+
+def clip_search(name: str, w: Tensor, codec: Codec) -> Packed:
+    """A quantizer: `zolab.pack(model, "uint2", by=clip_search)`."""
+    best, *_ = searched(w, codec)
+    return best
+
+
+def searched(
+    w: Tensor, codec: Codec, grid: Sequence[float] = GRID
+) -> tuple[Packed, Tensor, Tensor]:
+    """The packed tensor, and the shares (rows, groups) of max w and min w it keeps.
+
+    A symmetric codec has one share for both.
+    """
+    least = torch.full(codec.groups(w.shape), torch.inf, device=w.device)
+    high, low, zero = (torch.ones_like(least) for _ in range(3))
+    scale = torch.ones_like(least)
+    for a in grid:
+        for b in grid if codec.zeros else (a,):
+            s, z = fit(w, codec, high=a, low=b)
+            off = values(pack_tensor(w, codec, scale=s, zero=z)) - w.float()
+            error = by_group(off, codec).square().sum(-1)
+            better = error < least
+            least = torch.where(better, error, least)
+            high, low = high.masked_fill(better, a), low.masked_fill(better, b)
+            scale = torch.where(better, s, scale)
+            zero = zero if z is None else torch.where(better, z, zero)
+    found = pack_tensor(w, codec, scale=scale, zero=zero if codec.zeros else None)
+    return found, high, low

@@ -1,0 +1,185 @@
+"""ZeroQAT: quantisation-aware training from forward passes alone.
+
+    opt = zolab.ZeroQAT(model, bits=2, lr=1e-5, clip_lr=1e-2)
+    loss = opt.step(lambda: model(**batch).loss)
+    opt.finish()                                the same answers, from packed weights
+
+Weights, clipping thresholds, scale and shift are ordinary parameters (see `fake`),
+probed and moved together; the loss is the rounded model's. In a weight it is a
+staircase: a probe that crosses no threshold finds the slope 0, wherever it stands. So
+eps is to be seen beside the grid step s. Of weights spread evenly a share
+min(1, 2 eps / s) changes its level, and each by s: what the model feels of z has with
+it a cosine of the root of that share.
+
+The light variant packs the linears first, with their clipped scales. Its weights are
+a quarter of a byte each at 2 bits, and do not move; what was gamma is a factor on the
+scale, what were t and delta act on the activations alone, and nothing else moves. (The
+paper's abstract says "freezes and pre-quantizes most parameters".)
+
+Q. Tan et al., ZeroQAT, arXiv:2509.00031.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from zolab.engines.base import Engine
+from zolab.estimators import SPSA, Estimator
+from zolab.families import Family
+from zolab.optimizers.base import Rule
+from zolab.optimizers.front import ZOOptimizer
+from zolab.optimizers.groups import decay_groups
+from zolab.quantized.fake import HEADS, FakeLinear, fake_quantize, fakes
+from zolab.quantized.pack import put
+from zolab.storage.packed import pack_tensor
+
+
+class ZeroQAT(ZOOptimizer):
+    """SPSA and SGD on a fake-quantised model; quantises it unless that is done.
+
+    `bits`, `group`, `activation_bits`, `skip`, `clip`, `unit`: see `fake_quantize`.
+    `lr` moves weights, `clip_lr` (default `lr`) thresholds, scale and shift: two param
+    groups. `light` packs all linears but those whose weights match `keep`. Another
+    `estimator` or `rule` takes the place of SPSA's and SGD's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        bits: int = 2,
+        group: int = 64,
+        activation_bits: int | None = None,
+        light: bool = False,
+        keep: Sequence[str] = (),
+        skip: Sequence[str] = HEADS,
+        clip: float | str = 0.98,
+        unit: float = 1.0,
+        lr: float = 1e-6,
+        clip_lr: float | None = None,
+        eps: float = 1e-3,
+        num_queries: int = 1,
+        family: str | Family = "rademacher",
+        estimator: Estimator | None = None,
+        rule: Rule | None = None,
+        engine: Engine | None = None,
+        seed: int = 0,
+        journal: str | os.PathLike[str] | None = None,
+        weight_decay: float = 0.0,
+        rounding: str = "stochastic",
+        fsync: bool = False,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not fakes(model):
+            fake_quantize(
+                model,
+                bits,
+                group=group,
+                activation_bits=activation_bits,
+                skip=skip,
+                clip=clip,
+                unit=unit,
+            )
+        if light:
+            lighten(model, keep)
+        found = [f.extra_repr() for f in fakes(model).values()]
+        super().__init__(
+            model,
+            estimator=estimator
+            or SPSA(eps=eps, num_queries=num_queries, family=family),
+            rule=rule,
+            engine=engine,
+            journal=journal,
+            seed=seed,
+            lr=lr,
+            param_groups=groups(model, lr, clip_lr, weight_decay),
+            rounding=rounding,
+            fsync=fsync,
+            notes={"fake_quantized": found, **(notes or {})},
+        )
+
+    def finish(self) -> nn.Module:
+        """The model with its linears packed, in place: `finish`. The run is over."""
+        self.engine.flush()
+        return finish(self.model)
+
+
+def groups(
+    model: nn.Module, lr: float, clip_lr: float | None, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """Param groups: weights (norms and biases apart if they decay), then the learned.
+
+    For any optimizer, also torch's: `torch.optim.AdamW(groups(model, 1e-3, 1e-2))`.
+    """
+    learned = [p for f in fakes(model).values() for p in f.learned if p.requires_grad]
+    own = {id(p) for p in learned}
+    out = []
+    for g in decay_groups(model, weight_decay):
+        rest = [p for p in g["params"] if id(p) not in own]
+        out.append({**g, "params": rest, "lr": lr})
+    rate = lr if clip_lr is None else clip_lr
+    out.append({"params": learned, "lr": rate, "weight_decay": 0.0})
+    return [g for g in out if g["params"]]
+
+
+def lighten(model: nn.Module, keep: Sequence[str] = ()) -> nn.Module:
+    """Pack the fake linears but `keep` (globs of weights' names); freeze the rest."""
+    model.requires_grad_(False)
+    for name, fake in fakes(model).items():
+        if any(fnmatch.fnmatchcase(f"{name}.weight", glob) for glob in keep):
+            fake.requires_grad_(True)
+            continue
+        if not fake.coded:
+            code(fake)
+        for p in fake.learned:
+            p.requires_grad_(True)
+    return model
+
+
+def finish(model: nn.Module) -> nn.Module:
+    """Pack every fake linear, in place: what it computes stays, rounding apart.
+
+    B + W delta becomes the bias. One that has neither t and delta nor activation bits
+    becomes an ordinary linear over a packed weight; the others keep (X - delta) / t,
+    a multiplication and a subtraction an activation. Nothing requires grad any more.
+    """
+    for parent in list(model.modules()):
+        for leaf, fake in list(parent.named_children()):
+            if not isinstance(fake, FakeLinear):
+                continue
+            if not fake.coded:
+                code(fake)
+            if fake.activation_bits is None and not fake.transform:
+                setattr(parent, leaf, _plain(fake))
+    return model.requires_grad_(False)
+
+
+@torch.no_grad()
+def code(fake: FakeLinear) -> None:
+    """Pack the weight of one fake linear with its clipped scales, in place."""
+    if fake.codec is None:
+        raise ValueError("bits is None: there is nothing to pack")
+    w = fake.weight.float()
+    bias, scaled = fake.shifted(w, fake.bias), fake.scaled(w)
+    scale, zero = fake.scales(scaled)
+    packed = pack_tensor(scaled, fake.codec, scale=scale, zero=zero)
+    # A factor that starts at 1 / unit: an eps moves a scale by unit * eps of itself.
+    packed.unit = scale * fake.unit
+    packed.scale = nn.Parameter(torch.full_like(scale, 1 / fake.unit), False)
+    put(fake, "weight", packed, fake.weight.dtype)
+    del fake.gamma_high, fake.gamma_low
+    fake.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
+def _plain(fake: FakeLinear) -> nn.Linear:
+    rows, columns = fake.weight.shape
+    out = nn.Linear(columns, rows, bias=False, device="meta")
+    kept = ("weight", "bias", "weight_scale")
+    out._parameters.update((k, fake._parameters[k]) for k in kept)
+    return out.train(fake.training)
