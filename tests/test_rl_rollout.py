@@ -16,6 +16,8 @@ from transformers import (
     MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -25,6 +27,7 @@ from zolab.engines import Resident
 from zolab.gradient import Direction, Probe
 from zolab.noise import make_key
 from zolab.rl import RolloutError, sampler
+from zolab.rl.fused import Fused, unfit
 from zolab.rl.rollout import encode, greedy, rollout
 from zolab.tasks.characters import tokenizer
 from zolab.tasks.pretraining import blank
@@ -39,9 +42,11 @@ def peaked(model, scale=8.0):
     """Random weights whose next token depends on what came before."""
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim == 2 and "norm" not in name:
+        for p in model.parameters():
+            if p.ndim == 2:
                 p.normal_(0, scale / 10 / p.shape[1] ** 0.25)
+            else:  # gains and biases that are not 1 and 0
+                p.add_(torch.randn_like(p), alpha=0.1)
     return model.eval()
 
 
@@ -73,6 +78,7 @@ FAMILIES = {
     "opt": lambda: peaked(
         OPTForCausalLM(OPTConfig(**SMALL, ffn_dim=48, word_embed_proj_dim=32))
     ),
+    "qwen2": lambda: peaked(Qwen2ForCausalLM(Qwen2Config(**SMALL, **HEADS))),
     "qwen3": lambda: peaked(
         Qwen3ForCausalLM(Qwen3Config(**SMALL, **HEADS, head_dim=16))
     ),
@@ -289,18 +295,75 @@ def test_a_row_does_not_depend_on_the_other_rows():
     assert alone.texts[4:8] != other.texts[4:8]
 
 
-@pytest.mark.parametrize("leave", [0.0, 2.0])
-def test_rows_that_leave_change_nothing(leave, monkeypatch):
-    """0: every idle row leaves at once. 2: none ever does."""
+def test_around_the_modules_a_token_has_the_logits_of_the_model():
+    """Left padding, groups, and rows that leave; biases and norms of queries too."""
+    ids, mask = encode(TOK, PROMPTS, pad=0)
+    options = {"group_size": 3, "max_new_tokens": 30, "eos": [2, 3], "pad": 0}
+    for family in ("llama", "qwen2", "qwen3"):
+        model = FAMILIES[family]()
+        found = []
+        for fuse in (False, True, None):
+            g = torch.Generator().manual_seed(0)
+            found.append(
+                sampler.sample(
+                    model, ids, mask, temperature=1.5, generator=g, fuse=fuse, **options
+                )
+            )
+        slow, fast, usual = found
+        assert len(set(slow.mask.sum(1).tolist())) > 4
+        assert torch.equal(slow.ids, fast.ids) and torch.equal(fast.logps, usual.logps)
+        assert (slow.logps - fast.logps).abs().max() < 1e-5
+        assert not torch.equal(slow.logps, fast.logps)
+
+
+def hooked(model):
+    model.model.layers[0].mlp.register_forward_hook(lambda m, a, o: o)
+
+
+def foreign(model):
+    class Mine(torch.nn.Linear):
+        pass
+
+    model.model.layers[0].mlp.up_proj.__class__ = Mine
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (hooked, "hooked"),
+        (foreign, "a Mine"),
+        (lambda m: m.bfloat16(), "not fp32"),
+        (lambda m: m.config.update({"hidden_act": "gelu"}), "activated"),
+    ],
+)
+def test_a_model_that_is_not_plain_goes_through_its_modules(change, says):
     model = llama()
+    change(model)
+    assert says in unfit(model)
+    assert len(draw(model).texts) == 16
+    ids, mask = encode(TOK, PROMPTS, pad=0)
+    with pytest.raises(RolloutError, match=says):
+        sampler.sample(
+            model, ids, mask, max_new_tokens=2, temperature=0, generator=None,
+            eos=[2], pad=0, fuse=True,
+        )  # fmt: skip
+    assert unfit(gpt2())
+
+
+@pytest.mark.parametrize("leave", [0.0, 2.0])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rows_that_leave_change_nothing(family, leave, monkeypatch):
+    """0: every idle row leaves at once. 2: none ever does."""
+    model = FAMILIES[family]()
     usual = draw(model, group_size=16)
     assert 0.2 < usual.mask.float().mean() < 0.9
     sizes = []
-    keep = sampler.Ahead.keep
     monkeypatch.setattr(sampler, "LEAVE", leave)
-    monkeypatch.setattr(
-        sampler.Ahead, "keep", lambda s, rows: (sizes.append(len(rows)), keep(s, rows))
-    )
+    for kind in (sampler.Ahead, Fused):
+        keep = kind.keep
+        monkeypatch.setattr(
+            kind, "keep", lambda s, rows, keep=keep: (sizes.append(1), keep(s, rows))
+        )
     found = draw(model, group_size=16)
     assert bool(sizes) == (leave == 0)
     assert torch.equal(found.completion_ids, usual.completion_ids)

@@ -17,12 +17,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zolab.engines.guards import eval_mode
+from zolab.rl.batch import RolloutError
+from zolab.rl.fused import Fused, at_a_probe, unfit
 from zolab.rl.room import room
 
 LEAVE = 1 / 8  # of the rows in the batch are idle: drop them
@@ -51,44 +54,63 @@ def sample(
     generator: torch.Generator | None,
     eos: Sequence[int],
     pad: int,
+    fuse: bool | None = None,
 ) -> Sampled:
     """`group_size` completions of each left-padded prompt, a prompt's side by side.
 
     `prompt_ids`, `prompt_mask` (P, L). At `temperature` 0 the likeliest token is taken,
     no generator is needed, and `logps`, `entropy` are the model's own (temperature 1).
-    The model runs in eval mode and is left as it was.
+    The model runs in eval mode and is left as it was. `fuse` goes around its modules
+    (zolab.rl.fused); None: where that is possible and no probe is being answered.
     """
     n, device = len(prompt_ids) * group_size, prompt_ids.device
     ends = torch.tensor(list(eos), device=device)
-    ids = torch.full((n, max_new_tokens), pad, device=device)
-    mask = torch.zeros(n, max_new_tokens, dtype=torch.bool, device=device)
-    logps = torch.zeros(n, max_new_tokens, device=device)
-    entropy = torch.zeros(n, max_new_tokens, device=device)
+    ids = torch.full((max_new_tokens, n), pad, device=device)
+    logps = torch.zeros(max_new_tokens, n, device=device)
+    entropy = torch.zeros(max_new_tokens, n, device=device)
     uniforms = draws(n, max_new_tokens, generator).to(device) if temperature else None
     with eval_mode(model):
-        ahead = Ahead(model, prompt_ids, prompt_mask, max_new_tokens)
-        logits = ahead.read()
-        if group_size > 1:
-            logits = ahead.repeat(logits, group_size)
+        ahead, logits = started(model, prompt_ids, prompt_mask, max_new_tokens, fuse)
+        ahead.repeat(group_size)
+        logits = logits.repeat_interleave(group_size, 0)
         row = torch.arange(n, device=device)  # of each place in the batch
-        idle = torch.zeros(n, dtype=torch.bool, device=device)
+        done = torch.zeros(n, dtype=torch.bool, device=device)
         for t in range(max_new_tokens):
             u = None if uniforms is None else uniforms[t, row]
-            token, logp, h = draw(logits, temperature, u)
-            live = row[~idle]
-            ids[live, t], mask[live, t] = token[~idle], True
-            logps[live, t], entropy[live, t] = logp[~idle], h[~idle]
-            idle |= torch.isin(token, ends)
-            left = len(row) - int(idle.sum())
+            token, *known = draw(logits, temperature, u)
+            # An idle row goes on saying things, which the mask below leaves out
+            ids[t, row], (logps[t, row], entropy[t, row]) = token, known
+            done |= torch.isin(token, ends)
+            left = len(row) - int(done.sum())
             if left == 0 or t + 1 == max_new_tokens:
                 break
             if left <= (1 - LEAVE) * len(row):
-                stay = (~idle).nonzero().squeeze(1)
-                row, token, idle = row[stay], token[stay], idle[stay]
+                stay = (~done).nonzero().squeeze(1)
+                row, token, done = row[stay], token[stay], done[stay]
                 ahead.keep(stay)
             logits = ahead.say(token)
-    t = int(mask.any(0).sum())
-    return Sampled(ids[:, :t], mask[:, :t], logps[:, :t], entropy[:, :t])
+    ids, logps, entropy = (x[: t + 1].t() for x in (ids, logps, entropy))
+    mask = to_first(ids, ends)
+    return Sampled(ids.where(mask, pad), mask, logps * mask, entropy * mask)
+
+
+def started(
+    model: Any, ids: Tensor, mask: Tensor, steps: int, fuse: bool | None
+) -> tuple[Ahead | Fused, Tensor]:
+    """What goes on after the prompts, and (P, V) the logits there."""
+    if fuse is None:
+        fuse = not at_a_probe() and not unfit(model)
+    elif fuse and (why := unfit(model)):
+        raise RolloutError(f"the model cannot be fused: {why}")
+    ahead = Ahead(model, ids, mask, steps)
+    logits = ahead.read()
+    return Fused(model, ahead.cache, mask, steps) if fuse else ahead, logits
+
+
+def to_first(ids: Tensor, ends: Tensor) -> Tensor:
+    """(N, T) bool: up to and with the first of `ends`, by its place."""
+    is_end = torch.isin(ids, ends).long()
+    return is_end.cumsum(1) - is_end == 0
 
 
 def draw(
@@ -116,8 +138,7 @@ def described(
     logits: Tensor, ids: Tensor, temperature: float, eos: Sequence[int]
 ) -> Sampled:
     """What is known of tokens that were drawn elsewhere from `logits` (N, T, V)."""
-    ends = torch.isin(ids, torch.tensor(list(eos), device=ids.device))
-    mask = ends.long().cumsum(1) - ends.long() == 0
+    mask = to_first(ids, torch.tensor(list(eos), device=ids.device))
     logp = tempered(logits, temperature).log_softmax(-1)
     logps = logp.gather(2, ids[..., None]).squeeze(2)
     entropy = torch.special.entr(logp.exp()).sum(-1)
@@ -162,14 +183,14 @@ class Ahead:
     def say(self, token: Tensor) -> Tensor:
         """(B, V) logits after one more token of each row, (B,)."""
         self.length += 1
-        position, self.position = self.position[:, None], self.position + 1
-        return self._forward(token[:, None], position, self.length)
+        position, self.position = self.position, self.position + 1
+        return self._forward(token[:, None], position[:, None], self.length)
 
-    def repeat(self, logits: Tensor, times: int) -> Tensor:
+    def repeat(self, times: int) -> None:
         """Every row becomes `times` rows side by side."""
-        self.cache.batch_repeat_interleave(times)
-        self._map(lambda x: x.repeat_interleave(times, 0))
-        return logits.repeat_interleave(times, 0)
+        if times > 1:
+            self.cache.batch_repeat_interleave(times)
+            self._map(lambda x: x.repeat_interleave(times, 0))
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows go on."""
@@ -194,7 +215,12 @@ class Ahead:
         return out.logits[:, -1]
 
 
-def accepts(model: Any) -> set[str]:
+def accepts(model: Any) -> frozenset[str]:
     """The arguments of the model's forward pass, under an adapter's too."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(inner.forward).parameters)
+    return _accepts(type(inner))
+
+
+@cache
+def _accepts(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
