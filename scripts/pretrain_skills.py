@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def finish(args, recipe, model, tok, losses, seconds) -> None:
-    """Round, measure the rounded model on held-out prompts, write what a loader reads."""
+    """Round, measure the rounded model, write what a loader reads."""
     dtype = recipe["dtype"]
     model = model.to(dtype).float()
     args.out.mkdir(parents=True, exist_ok=True)

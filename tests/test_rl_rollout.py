@@ -38,7 +38,7 @@ PROMPTS = ["31=", "9=", "205817=", "4406="]
 BACKENDS = ("own", "generate")
 
 
-def peaked(model, scale=8.0):
+def peaked(model, scale=6.0):
     """Random weights whose next token depends on what came before."""
     torch.manual_seed(1)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def peaked(model, scale=8.0):
             if p.ndim == 2:
                 p.normal_(0, scale / 10 / p.shape[1] ** 0.25)
             else:  # gains and biases that are not 1 and 0
-                p.add_(torch.randn_like(p), alpha=0.1)
+                p.add_(torch.randn_like(p), alpha=0.05)
     return model.eval()
 
 
@@ -164,7 +164,7 @@ def test_positions_that_count_the_padding_are_seen_where_positions_are_learnt(
 ):
     """With rotary positions the same slip changes nothing: only distances count."""
     learnt, rotary = gpt2(), llama()
-    right = [greedy(m, TOK, PROMPTS, max_new_tokens=9) for m in (learnt, rotary)]
+    right = [draw(m) for m in (learnt, rotary)]
 
     class Counting(sampler.Ahead):
         def __init__(self, model, ids, mask, steps):
@@ -172,7 +172,8 @@ def test_positions_that_count_the_padding_are_seen_where_positions_are_learnt(
             self.places = False  # GPT-2 then counts from the first column
 
     monkeypatch.setattr(sampler, "Ahead", Counting)
-    wrong = [greedy(m, TOK, PROMPTS, max_new_tokens=9) for m in (learnt, rotary)]
+    monkeypatch.setattr(sampler, "unfit", lambda model: "through the modules")
+    wrong = [draw(m) for m in (learnt, rotary)]
     assert wrong[0].texts != right[0].texts
     assert wrong[1].texts == right[1].texts
 
@@ -355,6 +356,7 @@ def test_a_model_that_is_not_plain_goes_through_its_modules(change, says):
 def test_rows_that_leave_change_nothing(family, leave, monkeypatch):
     """0: every idle row leaves at once. 2: none ever does."""
     model = FAMILIES[family]()
+    model.generation_config.eos_token_id = [2, 3, 4]
     usual = draw(model, group_size=16)
     assert 0.2 < usual.mask.float().mean() < 0.9
     sizes = []
