@@ -141,7 +141,7 @@ class Fused:
         self.position = self.position.repeat_interleave(times)
         for x in self.layers:
             shape = (len(self.position), self.kv, self.steps, self.width)
-            x.said = tuple(y.new_empty(shape) for y in x.prompt)
+            x.said = x.prompt[0].new_empty(shape), x.prompt[1].new_empty(shape)
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows go on; groups are no longer complete."""
@@ -149,8 +149,8 @@ class Fused:
         self.group, self.position = 1, self.position[rows]
         self.hidden = None if self.hidden is None else self.hidden[of]
         for x in self.layers:
-            x.prompt = tuple(y[of] for y in x.prompt)
-            x.said = tuple(y[rows] for y in x.said)
+            x.prompt = x.prompt[0][of], x.prompt[1][of]
+            x.said = x.said[0][rows], x.said[1][rows]
 
     def say(self, token: Tensor) -> Tensor:
         """(N, V) logits after one more token of each row, (N,)."""

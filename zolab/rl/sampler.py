@@ -218,9 +218,10 @@ class Ahead:
 def accepts(model: Any) -> frozenset[str]:
     """The arguments of the model's forward pass, under an adapter's too."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return _accepts(type(inner))
+    kind: Any = type(inner)
+    return _accepts(kind.forward)
 
 
 @cache
-def _accepts(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
+def _accepts(forward: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters)
