@@ -43,12 +43,15 @@ if TYPE_CHECKING:
         Adam,
         AdaMU,
         Dense,
+        Floored,
         MeZO,
         Momentum,
         SignSGD,
         ZOOptimizer,
         replay,
     )
+    from zolab.quantized import QZO, ZOQO, QuZO
+    from zolab.quantized.pack import pack, packed_weights, unpack
     from zolab.space import Space
     from zolab.suggestion import Suggestion, suggest
 
@@ -90,6 +93,7 @@ _WHERE = {
     "AdaMU": "optimizers",
     "Adam": "optimizers",
     "Dense": "optimizers",
+    "Floored": "optimizers",
     "MeZO": "optimizers",
     "Momentum": "optimizers",
     "SignSGD": "optimizers",
@@ -100,6 +104,9 @@ _WHERE = {
     "ZeroQAT": "quantized",
     "fake_quantize": "quantized",
     "packed_weights": "quantized",
+    "QZO": "quantized",
+    "QuZO": "quantized",
+    "ZOQO": "quantized",
     "Space": "space",
     "Suggestion": "suggestion",
     "suggest": "suggestion",
@@ -108,9 +115,11 @@ _WHERE = {
 __all__ = [
     "CGE",
     "FZOO",
+    "QZO",
     "SGD",
     "SPSA",
     "SVRG",
+    "ZOQO",
     "AdaMU",
     "Adam",
     "Blocks",
@@ -119,6 +128,7 @@ __all__ = [
     "Dense",
     "Direction",
     "EvolutionStrategy",
+    "Floored",
     "ForwardGradient",
     "HiZOO",
     "Journal",
@@ -129,6 +139,7 @@ __all__ = [
     "OneSided",
     "Population",
     "Probe",
+    "QuZO",
     "RankSGD",
     "Rounded",
     "Resident",

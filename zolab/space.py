@@ -225,9 +225,12 @@ class Space:
         return sum(s.numel for s in self.slots)
 
     def digest(self) -> str:
-        """A hash of every stored bit: names the base that a journal belongs to."""
+        """A hash of every stored bit: names the base that a journal belongs to.
+
+        Packed weights that stand still count: scales say nothing without their codes.
+        """
         h = hashlib.blake2b(digest_size=16)
-        for s in self.slots:
+        for s in (*self.slots, *self.still):
             h.update(f"{s.name} {tuple(s.shape)} {s.dtype}".encode())
             for part in (s.base, *_grid(s)):
                 h.update(

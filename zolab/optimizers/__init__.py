@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zolab.optimizers.adam import Adam
     from zolab.optimizers.adamu import AdaMU
     from zolab.optimizers.dense import Dense
+    from zolab.optimizers.floored import Floored
     from zolab.optimizers.momentum import Momentum
     from zolab.optimizers.sign import SignSGD
 
@@ -23,6 +24,7 @@ _WHERE = {
     "AdaMU": "adamu",
     "Adam": "adam",
     "Dense": "dense",
+    "Floored": "floored",
     "Momentum": "momentum",
     "SignSGD": "sign",
 }
@@ -32,6 +34,7 @@ __all__ = [
     "AdaMU",
     "Adam",
     "Dense",
+    "Floored",
     "MeZO",
     "Momentum",
     "Rule",

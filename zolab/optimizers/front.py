@@ -29,6 +29,7 @@ from zolab.masks import Mask
 from zolab.optimizers.base import Rule
 from zolab.optimizers.groups import decay_groups
 from zolab.optimizers.rebuild import (
+    grid_of,
     logged_gradient,
     made,
     play,
@@ -231,6 +232,7 @@ class ZOOptimizer(torch.optim.Optimizer):
             "scalars": getattr(self.estimator, "scalars", 0),
             "smooth": self.smooth,
             "masks": {s.name: s.mask.settings for s in self.space if s.mask},
+            "packed": grid_of(self.space),
             "groups": len(self.param_groups),
             "weight_decay": self._weight_decay(),
             "slots": [
@@ -276,9 +278,9 @@ class MeZO(ZOOptimizer):
     S. Malladi et al., Fine-tuning language models with just forward passes,
     arXiv:2305.17333. `lr` 1e-7 to 1e-6 and `eps` 1e-3 are the paper's for all weights
     of a large model, `lr` 5e-5 to 1e-4 and `eps` 1e-2 for LoRA. `weight_decay` spares
-    norms and biases. `num_queries` directions cost 2 forward passes each. With
-    `masks=masks.smallest(Space.of(model), 0.25)` it is Sparse-MeZO, with
-    `family=LowRank()` LOZO.
+    norms and biases. `num_queries` directions cost 2 forward passes each. `clip` bounds
+    each one's slope. With `masks=masks.smallest(Space.of(model), 0.25)` it is
+    Sparse-MeZO, with `family=LowRank()` LOZO.
     """
 
     def __init__(
@@ -292,6 +294,7 @@ class MeZO(ZOOptimizer):
         weight_decay: float = 0.0,
         num_queries: int = 1,
         family: str | Family = "rademacher",
+        clip: float | None = None,
         engine: Engine | None = None,
         param_groups: list[dict[str, Any]] | None = None,
         rounding: str = "stochastic",
@@ -301,7 +304,7 @@ class MeZO(ZOOptimizer):
     ) -> None:
         super().__init__(
             model,
-            estimator=SPSA(eps=eps, num_queries=num_queries, family=family),
+            estimator=SPSA(eps=eps, num_queries=num_queries, family=family, clip=clip),
             engine=engine,
             journal=journal,
             seed=seed,

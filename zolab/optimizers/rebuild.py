@@ -111,7 +111,9 @@ def made(rule: Rule, g: ZOGradient, key: Keys, decay: Sequence[float]) -> Update
 
 def logged_space(model: nn.Module, journal: Journal) -> Space:
     """The slots that the header names, found in `model` by canonical name."""
-    have = {s.name: s for s in Space.of(model, frozen=True)}
+    whole = Space.of(model, frozen=True)
+    _regrid(whole, journal.header.get("packed", {}))
+    have = {s.name: s for s in whole}
     slots = []
     for name, shape, dtype, group in journal.header["slots"]:
         s = have.get(name)
@@ -121,7 +123,25 @@ def logged_space(model: nn.Module, journal: Journal) -> Space:
                 f"{journal.path} moves {name} {shape} {dtype}; the model has {found}"
             )
         slots.append(Slot(s.name, s.id, s.params, group))
-    return shaped(Space(tuple(slots)), journal)
+    return shaped(Space(tuple(slots), whole.only(slots).still), journal)
+
+
+def grid_of(space: Space) -> dict[str, bool]:
+    """How packed weights move: by whole levels; by scales that are factors."""
+    packed = [s.packed for s in (*space, *space.still) if s.packed]
+    if not packed:
+        return {}
+    relative = all(p.unit is not None for p in packed)
+    return {"snap": any(p.snap for p in packed), "relative": relative}
+
+
+def _regrid(space: Space, grid: Mapping[str, bool]) -> None:
+    """Packed weights of the base become such as the run had."""
+    for s in space:
+        if s.packed is not None and grid:
+            s.packed.snap = grid["snap"]
+            if grid["relative"]:
+                s.packed.relative()
 
 
 def shaped(space: Space, journal: Journal) -> Space:

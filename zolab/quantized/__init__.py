@@ -11,9 +11,16 @@
 from zolab.quantized.clip import clip_search
 from zolab.quantized.fake import fake_quantize
 from zolab.quantized.pack import pack, packed_weights, unpack
+from zolab.quantized.quzo import QuZO, TwoRoundings
+from zolab.quantized.qzo import QZO
 from zolab.quantized.zeroqat import ZeroQAT, finish
+from zolab.quantized.zoqo import ZOQO
 
 __all__ = [
+    "QZO",
+    "ZOQO",
+    "QuZO",
+    "TwoRoundings",
     "ZeroQAT",
     "clip_search",
     "fake_quantize",

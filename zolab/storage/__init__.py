@@ -159,6 +159,18 @@ def update(
     bf16 and fp16 round stochastically with bits keyed by (seed, step, slot), or to
     nearest when `stochastic` is false.
     """
+    low = max((u.floor(slot.name) for u, _ in updates), default=-math.inf)
+    if low > -math.inf:  # each step ends at the floor
+        for u, step in updates:
+            _update(slot, [(u, step)], seed, stochastic)
+            slot.base.clamp_(min=low)
+    else:
+        _update(slot, updates, seed, stochastic)
+
+
+def _update(
+    slot: Slot, updates: Sequence[tuple[Update, int]], seed: int, stochastic: bool
+) -> None:
     if any(u.dense for u, _ in updates):
         if slot.packed is not None:
             raise SpaceError(
@@ -177,11 +189,6 @@ def update(
         bits = stream(make_key(seed, step, ROUNDING), slot.id) if stochastic else None
         bend = draws(slot, [u.curvature])[0] if u.curvature and slot.curvature else None
         steps.append(Step(u.decay[g], draws(slot, moved), bits, bend))
-    low = max((u.floor(slot.name) for u, _ in updates), default=-math.inf)
-    if low > -math.inf and len(steps) > 1:  # each step ends at the floor
-        for one in updates:
-            update(slot, [one], seed=seed, stochastic=stochastic)
-        return
     base = slot.base
     if slot.packed is not None:
         coded.update(slot.packed, steps)
@@ -189,8 +196,6 @@ def update(
         kernel(base.device, [d for s in steps for d in s.draws]).update(base, steps)
     else:
         partial.update(slot, steps)
-    if low > -math.inf:
-        base.clamp_(min=low)
 
 
 def kernel(device: torch.device, moves: Sequence[Draw] = ()) -> ModuleType:

@@ -61,6 +61,12 @@ class Packed:
         s = self.scale.detach() if moved is None else moved
         return s.float() if self.unit is None else s.float() * self.unit.float()
 
+    def relative(self) -> None:
+        """The scale becomes a factor that starts at 1, if it is not one yet."""
+        if self.unit is None:
+            self.unit = self.scale.detach().clone()
+            self.scale.data.fill_(1.0)
+
     def decode(self) -> Tensor:
         """All values, fp32, differentiable in the scale where that requires grad."""
         rows, columns, group = self.codec.layout(self.shape)
