@@ -64,6 +64,8 @@ class Packed:
     def relative(self) -> None:
         """The scale becomes a factor that starts at 1, if it is not one yet."""
         if self.unit is None:
+            if self.away:
+                raise SpaceError("a described packed weight has no scales to divide by")
             self.unit = self.scale.detach().clone()
             self.scale.data.fill_(1.0)
 
