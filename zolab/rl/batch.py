@@ -94,6 +94,11 @@ class Rollout:
         return self.mask.sum(1)
 
     @property
+    def tokens(self) -> int:
+        """Real tokens of prompts and answers: what a pass over the rows costs."""
+        return int(self.prompt_mask.sum() + self.mask.sum())
+
+    @property
     def truncated(self) -> Tensor:
         """(N,) bool: rows that ran out of room before they said EOS."""
         return torch.tensor([s == "length" for s in self.stop], device=self.mask.device)

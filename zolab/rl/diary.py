@@ -99,7 +99,8 @@ class Diary:
             return
         if isinstance(self.optimizer, ZOOptimizer):
             self.optimizer.engine.flush()
-        if not any(is_away(p) for p in self.model.parameters()):
+        parameters = list(self.model.parameters())
+        if not any(is_away(p) or hasattr(p, "packed") for p in parameters):
             new = self.folder / "best.new"
             save_model(self.model, str(new))
             new.replace(self.folder / "best.safetensors")

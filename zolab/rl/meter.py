@@ -32,15 +32,15 @@ class Meter:
     cpu_s: float = 0.0
     peak_bytes: int = 0
 
-    def drew(self, rollout: Rollout, *, times: int = 1) -> None:
-        """Answers were drawn; `times` says by how many members at once."""
-        self.rollouts += times * len(rollout)
-        self.forward_tokens += times * tokens(rollout)
+    def drew(self, rows: int, tokens: int) -> None:
+        """So many answers were drawn, of so many tokens with their prompts."""
+        self.rollouts += rows
+        self.forward_tokens += tokens
 
     def passed(self, rollout: Rollout, *, times: int = 1, back: bool = False) -> None:
         """A teacher-forced pass over answers, `back` if the gradient followed."""
-        self.forward_tokens += times * tokens(rollout)
-        self.backward_tokens += times * tokens(rollout) if back else 0
+        self.forward_tokens += times * rollout.tokens
+        self.backward_tokens += times * rollout.tokens if back else 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -57,11 +57,6 @@ class Meter:
     def state(self) -> dict[str, float]:
         """As plain numbers."""
         return asdict(self)
-
-
-def tokens(rollout: Rollout) -> int:
-    """Real tokens of prompts and answers."""
-    return int(rollout.prompt_mask.sum() + rollout.mask.sum())
 
 
 def peak_bytes() -> int:

@@ -31,7 +31,7 @@ from zolab.rl.recipes import Recipe
 from zolab.rl.sampling import dynamic_sampling
 from zolab.rl.surrogate import Batch, Reference, prepare, surrogate
 
-Draw = Callable[[int, torch.Generator], Rollout]
+Draw = Callable[[int, torch.Generator], Any]
 Judge = Callable[[Rollout], Any]
 Values = Sequence[float | None]
 
@@ -73,7 +73,7 @@ def collect(job: Job, step: int) -> tuple[Rollout, Values, Metrics]:
         cursor = step * job.recipe.tries + i
         with job.meter.phase("generate"):
             rollout = job.draw(cursor, generator(job.seed, cursor))
-        job.meter.drew(rollout)
+        job.meter.drew(len(rollout), rollout.tokens)
         judged = job.reward(rollout)
         if hasattr(judged, "metrics"):
             said.update(judged.metrics())
@@ -109,7 +109,7 @@ def baseline(job: Job, rollout: Rollout) -> Values:
     assert job.greedy is not None
     with job.meter.phase("generate"):
         likely = job.greedy(rollout)
-    job.meter.drew(likely)
+    job.meter.drew(len(likely), likely.tokens)
     of = dict(zip(likely.group.tolist(), totals(job.reward(likely)), strict=True))
     return [of[g] for g in rollout.group.tolist()]
 
@@ -149,45 +149,53 @@ def forward(job: Job, step: int, running: float | None) -> Metrics:
     """One step of a ZOOptimizer, on rewards alone or on a fixed rollout's surrogate."""
     optimizer = job.optimizer
     assert isinstance(optimizer, ZOOptimizer)
+    row: Metrics = {}
     if job.recipe.objective == "reward":
-        objective, done = on_rewards(job, step)
-        row: Metrics = {}
+        objective, count = on_rewards(job, step)
     else:
         batch, row = ready(job, step, running)
-        objective, done = on_surrogate(job, batch)
+        objective, count = on_surrogate(job, batch)
     try:
         with job.meter.phase("train"):
             loss, refused = optimizer.step(objective), 0
-    except NonFiniteLossError:
-        loss, refused = math.nan, 1
-    return row | {"loss": loss, "refused": float(refused)} | done()
+        assert optimizer.last is not None
+        probes = optimizer.last.losses
+    except NonFiniteLossError as why:
+        loss, refused, probes = math.nan, 1, why.losses
+    count(len(probes))
+    if job.recipe.objective == "reward":
+        row = {"reward": -loss, "population_spread": max(probes) - min(probes)}
+    return row | {"loss": loss, "refused": float(refused)}
 
 
-def on_rewards(job: Job, step: int) -> tuple[Callable[[], Any], Callable[[], Metrics]]:
-    """(-mean reward of answers drawn where it is asked, what it saw)."""
-    seen: list[float] = []
-
-    def objective() -> float:
-        rollout = job.draw(step, generator(job.seed, step))
-        job.meter.drew(rollout)
-        known = [r for r in totals(job.reward(rollout)) if r is not None]
-        seen.append(sum(known) / len(known) if known else math.nan)
-        return -seen[-1]
-
-    def done() -> Metrics:
-        mean = sum(seen) / max(1, len(seen))
-        spread = max(seen) - min(seen) if seen else 0.0
-        return {"reward": mean, "population_spread": spread}
-
-    return objective, done
+Counted = Callable[[int], None]
+"""Told how many probes were asked, it tells the meter what they cost."""
 
 
-def on_surrogate(
-    job: Job, batch: Batch
-) -> tuple[Callable[[], Tensor], Callable[[], Metrics]]:
-    """(the loss of a fixed rollout at the weights of the moment, nothing to add)."""
+def on_rewards(job: Job, step: int) -> tuple[Callable[[], Any], Counted]:
+    """-mean reward of answers that are drawn where it is asked."""
+    calls: list[tuple[int, int]] = []
+
+    def objective() -> Any:
+        answers = job.draw(step, generator(job.seed, step))
+        calls.append((len(answers), answers.tokens))
+        rewards = totals(job.reward(answers))
+        if isinstance(rewards, Tensor):  # of a population, all members' at once
+            return -rewards.float().mean()
+        known = [r for r in rewards if r is not None]
+        return -sum(known) / len(known) if known else math.nan
+
+    def count(probes: int) -> None:
+        rows, tokens = map(sum, zip(*calls, strict=True))
+        each = probes / len(calls)  # a population calls once for many probes
+        job.meter.drew(round(each * rows), round(each * tokens))
+
+    return objective, count
+
+
+def on_surrogate(job: Job, batch: Batch) -> tuple[Callable[[], Tensor], Counted]:
+    """The loss of a fixed rollout at the weights of the moment."""
     parts = batch.parts(job.micro, signal_only=job.recipe.signal_only)
-    rollout = batch.rollout.rows(torch.cat(parts)) if parts else None
 
     def objective() -> Tensor:
         if not parts:  # all rewards equal: no direction is better, and none is taken
@@ -195,13 +203,11 @@ def on_surrogate(
         losses = [surrogate(job.model, batch, job.recipe, rows) for rows in parts]
         return torch.stack(losses).sum()
 
-    def done() -> Metrics:
-        last = job.optimizer.last if isinstance(job.optimizer, ZOOptimizer) else None
-        if rollout is not None and last is not None:
-            job.meter.passed(rollout, times=len(last.losses))
-        return {}
+    def count(probes: int) -> None:
+        if parts:
+            job.meter.passed(batch.rollout.rows(torch.cat(parts)), times=probes)
 
-    return objective, done
+    return objective, count
 
 
 def as_function(reference: Any, meter: Meter) -> Reference | None:
@@ -217,7 +223,6 @@ def as_function(reference: Any, meter: Meter) -> Reference | None:
     return scored
 
 
-def totals(judged: Any) -> Values:
+def totals(judged: Any) -> Any:
     """One reward a row, of a list or of an object that has them as `totals`."""
-    values: Values = getattr(judged, "totals", judged)
-    return values
+    return getattr(judged, "totals", judged)
