@@ -28,7 +28,7 @@ from zolab.gradient import Direction, Probe
 from zolab.noise import make_key
 from zolab.rl import RolloutError, sampler
 from zolab.rl.fused import Fused, unfit
-from zolab.rl.rollout import encode, greedy, rollout
+from zolab.rl.rollout import baseline, encode, greedy, rollout
 from zolab.tasks.characters import tokenizer
 from zolab.tasks.pretraining import blank
 
@@ -378,6 +378,14 @@ def test_a_prompt_that_comes_twice_makes_two_groups():
     assert r.group.tolist() == [0, 0, 1, 1, 2, 2]
     assert r.prompts == ("31=", "31=", "9=", "9=", "31=", "31=")
     assert r.texts[:2] != r.texts[4:]
+
+
+def test_a_baseline_answers_every_group_once_and_keeps_its_id():
+    model = llama()
+    drawn = draw(model, ["31=", "9=", "31="], group_size=2).rows(slice(2, 6))
+    found = baseline(model, TOK, drawn, max_new_tokens=9)
+    assert found.group.tolist() == [1, 2] and found.prompts == ("9=", "31=")
+    assert found.texts == greedy(model, TOK, ["9=", "31="], max_new_tokens=9).texts
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,6 +67,16 @@ def greedy(
     For evaluations and baselines (ReMax): its rows are no sample to learn from.
     """
     return _rollout(model, tokenizer, prompts, 1, max_new_tokens, 0.0, 0, backend)
+
+
+def baseline(
+    model: Any, tokenizer: Any, drawn: Rollout, *, max_new_tokens: int
+) -> Rollout:
+    """The likeliest answers to a rollout's prompts, a row a group, with its id."""
+    first = [drawn.group.tolist().index(g) for g in drawn.group.unique().tolist()]
+    rows = drawn.rows(torch.tensor(first))
+    found = greedy(model, tokenizer, rows.prompts, max_new_tokens=max_new_tokens)
+    return replace(found, group=rows.group)
 
 
 def _rollout(

@@ -70,9 +70,10 @@ def sample(
     entropy = torch.zeros(max_new_tokens, n, device=device)
     uniforms = draws(n, max_new_tokens, generator).to(device) if temperature else None
     with eval_mode(model):
-        ahead, logits = started(model, prompt_ids, prompt_mask, max_new_tokens, fuse)
+        kind = Fused if around(model, fuse) else Ahead
+        ahead = kind(model, prompt_ids, prompt_mask, max_new_tokens)
+        logits = ahead.read().repeat_interleave(group_size, 0)
         ahead.repeat(group_size)
-        logits = logits.repeat_interleave(group_size, 0)
         row = torch.arange(n, device=device)  # of each place in the batch
         done = torch.zeros(n, dtype=torch.bool, device=device)
         for t in range(max_new_tokens):
@@ -94,17 +95,11 @@ def sample(
     return Sampled(ids.where(mask, pad), mask, logps * mask, entropy * mask)
 
 
-def started(
-    model: Any, ids: Tensor, mask: Tensor, steps: int, fuse: bool | None
-) -> tuple[Ahead | Fused, Tensor]:
-    """What goes on after the prompts, and (P, V) the logits there."""
-    if fuse is None:
-        fuse = not at_a_probe() and not unfit(model)
-    elif fuse and (why := unfit(model)):
+def around(model: Any, fuse: bool | None) -> bool:
+    """Whether to go around the model's modules; RolloutError if it must and cannot."""
+    if fuse and (why := unfit(model)):
         raise RolloutError(f"the model cannot be fused: {why}")
-    ahead = Ahead(model, ids, mask, steps)
-    logits = ahead.read()
-    return Fused(model, ahead.cache, mask, steps) if fuse else ahead, logits
+    return fuse if fuse is not None else not at_a_probe() and not unfit(model)
 
 
 def to_first(ids: Tensor, ends: Tensor) -> Tensor:
