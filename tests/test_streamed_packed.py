@@ -172,3 +172,15 @@ def test_the_footprint_counts_codes_and_not_what_they_claim(moving):
     opt.engine.release()
     same = footprint(model, opt.space, opt.engine.blocks, slots=2, probes=8)
     assert same == mark
+
+
+def test_the_bench_of_giants_at_small_size():
+    """The command that runs OPT-175B's shape on a GPU: nothing travels back."""
+    from zolab.bench import giant
+    from zolab.bench.shapes import Setting
+
+    lines = {x.name: x for x in giant.run(Setting("cpu", "tiny", (1,), 1))}
+    assert lines["bytes down a step"].median == 0
+    assert lines["seconds a step"].median > 0
+    packed = lines["packed weights, scales included"].median
+    assert packed < 0.6 * lines["parameters"].median  # 4 bits, and 32 for 128 codes

@@ -60,9 +60,7 @@ def run(setting: Setting) -> list[Line]:
         Line("parameters", (parameters(model) / 1e9,), unit="1e9"),
         Line("packed weights, scales included", (held / 1e9,), unit="GB"),
         Line("  of them the blocks' codes in host memory", (size / 1e9,), unit="GB"),
-        Line(
-            "formula of the device's bytes", (engine.footprint.total / 1e9,), unit="GB"
-        ),
+        Line("device, by formula", (engine.footprint.total / 1e9,), unit="GB"),
         Line("bytes down a step", (float(down),), 0.0, 0.0, 0.0),
         Line("seconds a step", times, unit="s"),
         Line("step / (blocks' bytes / bandwidth)", floor, 1.2, 1.0, 1.1),
