@@ -17,21 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from torch import Tensor
 
 from zolab.noise import FAMILIES, GOLDEN, MUL1, MUL2
+from zolab.storage.lanes import add_signs, hashes, ones, popcount
 from zolab.storage.plain import stochastic_round
 
 if TYPE_CHECKING:
     from zolab.storage import Draw, Step
 
 U = np.uint64
-KNOWN = (*FAMILIES, "low_rank")
+KNOWN = (*FAMILIES, "low_rank", "rounded")
+LOW_RANK, ROUNDED = U(2), U(3)
 CHUNK = 1 << 15  # fp32 elements: 128 kB, which with its source stays in the L2 cache
 PIECE = 1 << 18  # a thread's next helping: 1 MB, some 170 us
+BLOCK = 256  # elements whose hashes are drawn before they are used
 PARALLEL = 1 << 17  # below this many elements waking threads costs more than it saves
 
 
@@ -143,32 +144,6 @@ def split(n: int, start: int, work: Callable[[int, int], Any]) -> None:
             job.result()
 
 
-@intrinsic
-def _add_block(typingctx, dst, src, at, bits, scale):  # type: ignore[no-untyped-def]
-    """dst[at:at+64] = src[at:at+64] +- scale, bit k of `bits` choosing the sign."""
-    sig = types.void(dst, src, types.intp, types.uint64, types.float32)
-
-    def codegen(context, b, sig, args):  # type: ignore[no-untyped-def]
-        floats = ir.VectorType(ir.FloatType(), 64)
-        zero = ir.Constant(ir.VectorType(ir.IntType(32), 64), [0] * 64)
-
-        def splat(x):  # type: ignore[no-untyped-def]
-            one = ir.Constant(floats, ir.Undefined)
-            one = b.insert_element(one, x, ir.Constant(ir.IntType(32), 0))
-            return b.shuffle_vector(one, one, zero)
-
-        def block(i):  # type: ignore[no-untyped-def]
-            data = context.make_array(sig.args[i])(context, b, args[i]).data
-            return b.bitcast(b.gep(data, [args[2]]), floats.as_pointer())
-
-        mask = b.bitcast(args[3], ir.VectorType(ir.IntType(1), 64))
-        z = b.select(mask, splat(args[4]), splat(b.fneg(args[4])))
-        b.store(b.fadd(b.load(block(1), align=4), z), block(0), align=4)
-        return context.get_dummy_value()
-
-    return sig, codegen
-
-
 @njit(inline="always")
 def _mix(x):  # type: ignore[no-untyped-def]
     x = (x ^ (x >> U(30))) * U(MUL1)
@@ -179,12 +154,6 @@ def _mix(x):  # type: ignore[no-untyped-def]
 @njit(inline="always")
 def _hash(k, k2, j):  # type: ignore[no-untyped-def]
     return _mix(_mix(k + j * U(GOLDEN)) ^ k2)
-
-
-@intrinsic
-def _popcount(typingctx, x):  # type: ignore[no-untyped-def]
-    """The number of ones, by the instruction that the processor has for it."""
-    return types.int64(x), lambda context, b, sig, args: b.ctpop(args[0])
 
 
 @njit(inline="always")
@@ -207,7 +176,38 @@ def _add_low_rank(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-
         n = min(columns - first, hi - i)
         d, x, v = dst[i : i + n], src[i : i + n], right[first : first + n]
         for j in range(n):
-            d[j] = x[j] + s * np.float32(rank - 2 * _popcount(left ^ v[j]))
+            d[j] = x[j] + s * np.float32(rank - 2 * popcount(left ^ v[j]))
+        i += n
+
+
+@njit(nogil=True, cache=True)
+def _add_counts(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-def]
+    """dst = src + s * (near_normal, or that rounded) on [lo, hi): a count of ones.
+
+    A grid of step 1/4 or finer (six bits or more) holds every value already.
+    """
+    cell = 2.0 ** (4 - np.int64(word[5])) if word[4] == ROUNDED else 0.25
+    unit, fine = np.float32(max(cell, 0.25)), np.float32(min(0.25 / cell, 1.0))
+    count, chance = np.empty(BLOCK, np.int32), np.empty(BLOCK // 4, U)
+    lane, scale = chance.view(np.uint16), s * unit
+    i = lo
+    while i < hi:
+        skip = (start + i) % 4  # a hash holds four elements' chances
+        first, n = start + i - skip, min(BLOCK - skip, hi - i)
+        for j in range(0, skip + n, 64):
+            ones(count, j, word[0], word[1], U(first + j))
+        d, x, c = dst[i : i + n], src[i : i + n], count[skip : skip + n]
+        if fine == 1:
+            for j in range(n):
+                d[j] = x[j] + scale * (np.float32(c[j]) - np.float32(32))
+        else:
+            hashes(chance, 0, word[2], word[3], U(first // 4))
+            u = lane[skip : skip + n]
+            for j in range(n):
+                z = (np.float32(c[j]) - np.float32(32)) * fine
+                low = np.floor(z)
+                more = np.float32(u[j]) < (z - low) * np.float32(65536)
+                d[j] = x[j] + scale * (low + (np.float32(1) if more else np.float32(0)))
         i += n
 
 
@@ -215,21 +215,18 @@ def _add_low_rank(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-
 def _add_one(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-def]
     """dst = src + s * z on [lo, hi); element i of the arrays has index start + i."""
     k, k2 = word[0], word[1]
-    if word[4] == U(2):
+    if word[4] == LOW_RANK:
         _add_low_rank(dst, src, word, s, start, lo, hi)
         return
-    if word[4] == U(1):
-        quarter, d, x, first = s * np.float32(0.25), dst[lo:hi], src[lo:hi], start + lo
-        for i in range(hi - lo):
-            ones = _popcount(_hash(k, k2, U(first + i))) - 32
-            d[i] = x[i] + quarter * np.float32(ones)
+    if word[4] > U(0):
+        _add_counts(dst, src, word, s, start, lo, hi)
         return
     i = lo
     while i < hi and (start + i) % 64:
         dst[i] = src[i] + _sign(k, k2, s, U(start + i))
         i += 1
     while i + 64 <= hi:
-        _add_block(dst, src, i, _hash(k, k2, U((start + i) // 64)), s)
+        add_signs(dst, src, i, _hash(k, k2, U((start + i) // 64)), s)
         i += 64
     while i < hi:
         dst[i] = src[i] + _sign(k, k2, s, U(start + i))
@@ -276,7 +273,12 @@ def _update(x, words, scales, first, decay, start, lo, hi):  # type: ignore[no-u
 @njit(nogil=True, cache=True)
 def _bits(out, k, k2, start):  # type: ignore[no-untyped-def]
     """16 uniform bits an element: lane e % 4 of h(e // 4)."""
-    for i in range(len(out)):
-        e = U(start + i)
-        h = _hash(k, k2, e >> U(2)) >> ((e & U(3)) * U(16))
-        out[i] = np.int32(h & U(0xFFFF))
+    chance = np.empty(BLOCK // 4, U)
+    lane = chance.view(np.uint16)
+    i = 0
+    while i < len(out):
+        skip = (start + i) % 4
+        n = min(BLOCK - skip, len(out) - i)
+        hashes(chance, 0, k, k2, U((start + i) // 4))
+        out[i : i + n] = lane[skip : skip + n]
+        i += n
