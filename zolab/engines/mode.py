@@ -137,21 +137,29 @@ class Materialise(TorchFunctionMode):
     def _fill(self, slot: Slot, out: Tensor, start: int = 0) -> Tensor:
         """The slot's elements from `start` at the probe, written into `out`."""
         terms = self.terms if self.moves[slot.name] else ()
-        return storage.materialise(
-            slot, terms, out, start=start, scale=self._scale(slot)
-        )
+        scale = None
+        if (own := self._moving_scale(slot)) and (packed := slot.packed):
+            lo, hi = packed.span(start, out.numel())
+            scale = torch.empty(hi - lo, device=own.device)
+            storage.materialise(own, self.terms, scale, start=lo)
+        return storage.materialise(slot, terms, out, start=start, scale=scale)
 
-    def _scale(self, slot: Slot, index: Tensor | None = None) -> Tensor | None:
-        """The scales of a packed weight where they move, fp32: all, or some rows'."""
+    def _fill_rows(self, slot: Slot, index: Tensor, out: Tensor) -> Tensor:
+        """The slot's rows `index` at the probe, written into `out`."""
+        terms = self.terms if self.moves[slot.name] else ()
+        scale = None
+        if (own := self._moving_scale(slot)) and (packed := slot.packed):
+            scale = torch.empty(len(index), own.shape[1], device=own.device)
+            storage.rows(own, self.terms, packed.row(index), scale)
+        return storage.rows(slot, terms, index, out, scale=scale)
+
+    def _moving_scale(self, slot: Slot) -> Slot | None:
+        """The slot of a packed weight's scales, if they move."""
         own = self.slots.get(id(slot.packed.scale)) if slot.packed else None
         if own is None or not self.moves[own.name]:
             return None
         self.see([own])
-        if index is None:
-            out = torch.empty(own.shape, device=own.device)
-            return storage.materialise(own, self.terms, out)
-        out = torch.empty(len(index), own.shape[1], device=own.device)
-        return storage.rows(own, self.terms, index, out)
+        return own
 
     def _embedding(self, slot: Slot, index: Tensor) -> Tensor:
         """Only the looked-up rows (an embedding that renorms takes the general way)."""
@@ -159,9 +167,7 @@ class Materialise(TorchFunctionMode):
         if flat.device.type == "cpu" and flat.numel() and flat.min() < 0:
             raise IndexError(f"embedding {slot.name} got the index {int(flat.min())}")
         out = torch.empty(flat.numel(), columns, dtype=slot.dtype, device=slot.device)
-        terms = self.terms if self.moves[slot.name] else ()
-        storage.rows(slot, terms, flat, out, scale=self._scale(slot, flat))
-        return out.view(*index.shape, columns)
+        return self._fill_rows(slot, flat, out).view(*index.shape, columns)
 
     def _tiled(self, slot: Slot, x: Tensor, _: Any, bias: Any = None) -> Tensor:
         """A linear whose weight passes through the scratch in tiles of rows."""

@@ -106,7 +106,7 @@ def materialise(
     """Fill contiguous `out` with the slot's elements from `start`, moved by `terms`.
 
     `out` is fp32, or of the storage type (then rounded to nearest, once). `scale`
-    stands for a packed weight's scales, where these move.
+    stands for a packed weight's scales in these elements' groups, where they move.
     """
     moves = draws(slot, terms)
     if slot.packed is not None:

@@ -184,22 +184,23 @@ def _add_low_rank(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-
 def _add_counts(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-def]
     """dst = src + s * (near_normal, or that rounded) on [lo, hi): a count of ones.
 
-    A grid of step 1/4 or finer (six bits or more) holds every value already.
+    A grid of step 1/4 or finer (six bits or more) holds every value already. Sums are
+    made beside dst, for which src may stand: loops that overlap become no vectors.
     """
     cell = 2.0 ** (4 - np.int64(word[5])) if word[4] == ROUNDED else 0.25
     unit, fine = np.float32(max(cell, 0.25)), np.float32(min(0.25 / cell, 1.0))
     count, chance = np.empty(BLOCK, np.int32), np.empty(BLOCK // 4, U)
-    lane, scale = chance.view(np.uint16), s * unit
+    lane, sums, scale = chance.view(np.uint16), np.empty(BLOCK, np.float32), s * unit
     i = lo
     while i < hi:
         skip = (start + i) % 4  # a hash holds four elements' chances
         first, n = start + i - skip, min(BLOCK - skip, hi - i)
         for j in range(0, skip + n, 64):
             ones(count, j, word[0], word[1], U(first + j))
-        d, x, c = dst[i : i + n], src[i : i + n], count[skip : skip + n]
+        x, y, c = src[i : i + n], sums[:n], count[skip : skip + n]
         if fine == 1:
             for j in range(n):
-                d[j] = x[j] + scale * (np.float32(c[j]) - np.float32(32))
+                y[j] = x[j] + scale * (np.float32(c[j]) - np.float32(32))
         else:
             hashes(chance, 0, word[2], word[3], U(first // 4))
             u = lane[skip : skip + n]
@@ -207,7 +208,10 @@ def _add_counts(dst, src, word, s, start, lo, hi):  # type: ignore[no-untyped-de
                 z = (np.float32(c[j]) - np.float32(32)) * fine
                 low = np.floor(z)
                 more = np.float32(u[j]) < (z - low) * np.float32(65536)
-                d[j] = x[j] + scale * (low + (np.float32(1) if more else np.float32(0)))
+                y[j] = x[j] + scale * (low + (np.float32(1) if more else np.float32(0)))
+        d = dst[i : i + n]
+        for j in range(n):
+            d[j] = y[j]
         i += n
 
 

@@ -2,6 +2,9 @@
 
 LLVM turns a vector of 64 into the instructions that the processor has (AVX-512, AVX2,
 NEON). Left to itself it hashes one element after another: 2.6 ns each, here 1.1.
+
+numba keeps what it compiled until the file that called is newer: who edits this file
+saves `cpu.py` and `coded_cpu.py` again, or sees the old code run.
 """
 # mypy: disable-error-code="no-untyped-def"
 

@@ -69,6 +69,19 @@ class Packed:
             self.unit = self.scale.detach().clone()
             self.scale.data.fill_(1.0)
 
+    def span(self, start: int, n: int) -> tuple[int, int]:
+        """The groups, first and last + 1, of the elements start .. start + n - 1."""
+        _, columns, group = self.codec.layout(self.shape)
+        each, last = -(-columns // group), start + n - 1
+        first, last = (
+            e // columns * each + e % columns // group for e in (start, last)
+        )
+        return first, last + 1
+
+    def row(self, index: Tensor) -> Tensor:
+        """The rows of scales that serve these rows of a matrix: one may serve all."""
+        return index if len(self.scale) > 1 else torch.zeros_like(index)
+
     def decode(self) -> Tensor:
         """All values, fp32, differentiable in the scale where that requires grad."""
         rows, columns, group = self.codec.layout(self.shape)
