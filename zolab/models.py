@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zolab.assets import AssetError, check, fetch
+from zolab.formats.llama import load_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,18 +32,27 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     source: str = "auto",
     seed: int = 0,
+    packed: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model in eval mode, and its tokenizer.
 
     name: "tiny", embedded, 1.2M parameters; "smollm2-135m", SmolLM2-135M after Q4_1
     (the weights carry four-bit error; 98 MB, fetched once); a folder with safetensors;
-    a hub's name, "owner/name"; "random:opt-125m", "random:opt-1.3b" or "random:tiny",
-    a published shape with random weights from `seed` (no tokenizer for the OPT shapes:
-    None).  source="hub" asks for the hub's own weights.  Raises AssetError, which says
-    what was tried; without a network nothing waits longer than ten seconds a try.
+    a GGUF file of a Llama, "x.gguf" (no tokenizer but SmolLM's: None); a hub's name,
+    "owner/name"; "random:opt-125m", "random:opt-1.3b" or "random:tiny", a published
+    shape with random weights from `seed` (no tokenizer for the OPT shapes: None).
+    packed=True keeps a quantized file's codes, computes in `dtype`, and never holds a
+    decoded copy.  source="hub" asks for the hub's own weights.  Raises AssetError,
+    which says what was tried; without a network nothing waits longer than ten seconds
+    a try.
     """
     if source not in SOURCES:
         raise AssetError(f"source={source!r}, expected one of {', '.join(SOURCES)}")
+    quantized = name == "smollm2-135m" or name.endswith(".gguf")
+    if packed and (source == "hub" or not quantized):
+        raise AssetError(
+            f"{name} has no packed weights to keep: zolab.pack(model, ...) makes them"
+        )
     if name.startswith("random:"):
         return _random(name.removeprefix("random:"), dtype, seed)
     if source == "hub":
@@ -52,7 +62,9 @@ def load_model(
         check(DATA / "tiny" / "model.safetensors", card["sha256"])
         return _folder(DATA / "tiny", dtype)
     if name == "smollm2-135m":
-        return _smollm2(dtype)
+        return load_gguf(fetch("smollm2-135m"), dtype, packed=packed)
+    if name.endswith(".gguf"):
+        return load_gguf(Path(name), dtype, packed=packed)
     if Path(name).is_dir():
         return _folder(Path(name), dtype)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -62,7 +74,7 @@ def load_model(
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     raise AssetError(
         f"no model is called {name!r} and no such folder exists.{hint} Known: "
-        f"{', '.join(known)}, a folder, or owner/name on a hub."
+        f"{', '.join(known)}, a folder, a .gguf file, or owner/name on a hub."
     )
 
 
@@ -129,100 +141,3 @@ def _random(arch: str, dtype: torch.dtype, seed: int) -> tuple[Any, Any]:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model.eval(), tokenizer
-
-
-def _smollm2(dtype: torch.dtype) -> tuple[Any, Any]:
-    """The Q4_1 file dequantised into an ordinary LlamaForCausalLM.
-
-    GGUF interleaves the two rotary halves of every query and key head:
-    (h, 2, r/2) -> (h, r/2, 2) on the rows; here it is undone.
-    """
-    path = fetch("smollm2-135m")
-    try:
-        from gguf import GGUFReader, dequantize
-    except ImportError as why:
-        raise AssetError("reading this model needs the package `gguf`.") from why
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    reader = GGUFReader(path)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        intermediate_size=1536,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_theta=1e5,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    weights = {}
-    for tensor in reader.tensors:
-        w = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        if heads := {"attn_q": 9, "attn_k": 3}.get(tensor.name.split(".")[-2]):
-            rows, cols = w.shape
-            w = w.reshape(heads, rows // heads // 2, 2, cols).transpose(1, 2)
-            w = w.reshape(rows, cols)
-        weights[_hf_name(tensor.name)] = w.to(dtype)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    model.load_state_dict(weights, strict=True, assign=True)
-    model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # was on meta
-    return model.eval(), _gguf_tokenizer(reader)
-
-
-def _hf_name(name: str) -> str:
-    """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight, and so on."""
-    inner = {
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-        "token_embd": "model.embed_tokens",
-        "output_norm": "model.norm",
-    }
-    *block, leaf, suffix = name.split(".")
-    layer = f"model.layers.{block[1]}." if block else ""
-    return f"{layer}{inner[leaf]}.{suffix}"
-
-
-def _gguf_tokenizer(reader: Any) -> Any:
-    """The byte-level BPE inside the file; its control tokens are marked special."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    field = {
-        k: reader.fields[f"tokenizer.ggml.{k}"].contents()
-        for k in ("tokens", "merges", "token_type")
-    }
-    vocabulary = {t: i for i, t in enumerate(field["tokens"])}
-    merges = [tuple(m.split(" ")) for m in field["merges"]]
-    tok = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tok.decoder = decoders.ByteLevel()
-    control = [
-        t for t, k in zip(field["tokens"], field["token_type"], strict=True) if k == 3
-    ]
-    tok.add_special_tokens([AddedToken(t, special=True) for t in control])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tok,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        model_max_length=8192,
-    )
