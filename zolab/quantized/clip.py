@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from zolab.storage.codecs import Codec, by_group, fit
-from zolab.storage.packed import Packed, pack_tensor, values
+from zolab.storage.codecs import Codec, by_group, fit, grouped_codes
+from zolab.storage.packed import Packed, pack_tensor
 
 GRID = tuple(1 - i / 16 for i in range(12))  # from all to 5/16 of the range
 
@@ -33,14 +33,17 @@ def searched(
 
     A symmetric codec has one share for both.
     """
-    least = torch.full(codec.groups(w.shape), torch.inf, device=w.device)
+    x, levels = by_group(w.detach().float(), codec), codec.levels(w.device)
+    least = torch.full(x.shape[:-1], torch.inf, device=w.device)
     high, low, zero = (torch.ones_like(least) for _ in range(3))
     scale = torch.ones_like(least)
     for a in grid:
         for b in grid if codec.zeros else (a,):
             s, z = fit(w, codec, high=a, low=b)
-            off = values(pack_tensor(w, codec, scale=s, zero=z)) - w.float()
-            error = by_group(off, codec).square().sum(-1)
+            level = grouped_codes(x, codec, s, z)
+            level = levels[level.long()] if codec.step is None else level + levels[0]
+            level = level if z is None else level - z[..., None]
+            error = (s[..., None] * level - x).square().sum(-1)  # padding: 0 is a level
             better = error < least
             least = torch.where(better, error, least)
             high, low = high.masked_fill(better, a), low.masked_fill(better, b)

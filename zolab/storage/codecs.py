@@ -161,14 +161,20 @@ def by_group(x: Tensor, codec: Codec) -> Tensor:
 
 def nearest(w: Tensor, codec: Codec, scale: Tensor, zero: Tensor | None) -> Tensor:
     """Codes (uint8, of w's shape) of the nearest levels; ties go to even codes."""
-    x = by_group(w.detach().float(), codec) / scale[..., None]
-    if zero is not None:
-        x = x + zero[..., None]
-    levels = codec.levels(w.device)
-    if codec.step is not None:
-        code = (x - levels[0]).round().clamp(0, len(codec.table) - 1)
-    else:
-        code = torch.bucketize(x, (levels[1:] + levels[:-1]) / 2).float()
+    code = grouped_codes(by_group(w.detach().float(), codec), codec, scale, zero)
     rows, columns, _ = codec.layout(w.shape)
     flat = code.to(torch.uint8).view(rows, -1)[:, :columns]
     return flat.reshape(w.shape)
+
+
+def grouped_codes(
+    x: Tensor, codec: Codec, scale: Tensor, zero: Tensor | None
+) -> Tensor:
+    """Codes, as floats, of (rows, groups, size) with scales (rows, groups)."""
+    x = x / scale[..., None]
+    if zero is not None:
+        x = x + zero[..., None]
+    levels = codec.levels(x.device)
+    if codec.step is not None:
+        return (x - levels[0]).round().clamp(0, len(codec.table) - 1)
+    return torch.bucketize(x, (levels[1:] + levels[:-1]) / 2).float()
