@@ -31,16 +31,16 @@ from zolab.empty import Fill
 from zolab.engines import baton
 from zolab.engines.backlog import Backlog
 from zolab.engines.base import Objectives
-from zolab.engines.baton import Turn
 from zolab.engines.blocks import Block
 from zolab.engines.footprint import footprint, parse_bytes
 from zolab.engines.guards import Seal, eval_mode, generators
 from zolab.engines.housed import Housed
 from zolab.engines.mode import TILE
-from zolab.engines.resident import Resident, ask
+from zolab.engines.passes import answers, side_by_side
+from zolab.engines.resident import Resident
 from zolab.engines.scratch import Pool
+from zolab.engines.traffic import Traffic
 from zolab.engines.visiting import Visiting, visit
-from zolab.engines.window import Slot as Held
 from zolab.engines.window import Window
 from zolab.errors import BaseChangedError, StoreError
 from zolab.gradient import Answer, Probe, Update
@@ -123,7 +123,7 @@ class Streamed(Resident):
         except BaseException:
             self.store.close()  # a notebook keeps the error, and the file locked
             raise
-        self.backlog, self.rest_mark = Backlog(min(self.store.marks)), 0
+        self.rest_mark = 0
         wide = max((s.dtype.itemsize for s in space), default=4)
         self.pool = Pool(self.footprint.scratch // wide)
         self.window = Window(
@@ -133,9 +133,13 @@ class Streamed(Resident):
             slots=self.number,
             leave=self.house.leave,
         )
-        count = len(self.blocks)
-        self.follows = {i: (i + 1) % count for i in range(count)}
-        self.here = count - 1
+        self.traffic = Traffic(
+            self.house,
+            self.window,
+            write_back=self.write_back,
+            seed=seed,
+            stochastic=self.stochastic,
+        )
         self.seen: set[str] = set()
         self._checked = self.unseen == "ignore"
         self._direct: Visiting | None = None
@@ -165,35 +169,32 @@ class Streamed(Resident):
             self._direct = before
 
     def evaluate(self, probes: list[Probe], objectives: Objectives) -> list[Answer]:
-        answers: list[Answer] = []
+        found: list[Answer] = []
         restore = generators()
         self.window.raise_failed()
-        for group in self._groups(probes):
-            restore()
-            answers += self._pass(group, objectives)
+        with eval_mode(self.model):
+            for group in side_by_side(probes, self.together):
+                restore()
+                found += answers(group, objectives, self.traffic, self.mode)
         self.check_seen()
-        self.backlog.forget(self.store.marks)
+        self.traffic.backlog.forget(self.store.marks)
         self._seal()
-        return answers
+        return found
 
     def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
         for slot in self.rest:
             due = [(u, t) for u, t in updates if t >= self.rest_mark]
             storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
-        self.backlog.add(updates)
-        self.backlog.forget(self.store.marks)
-        self.rest_mark = max(self.rest_mark, self.backlog.now)
-        if len(self.backlog.pending) >= AT_MOST:
+        self.traffic.backlog.add(updates)
+        self.traffic.backlog.forget(self.store.marks)
+        self.rest_mark = max(self.rest_mark, self.traffic.backlog.now)
+        if len(self.traffic.backlog.pending) >= AT_MOST:
             self.flush()
         self._seal()
 
     def flush(self) -> None:
         """Give every block the updates that it has missed, and put it home."""
-        for block in self.blocks:
-            if self.store.marks[block.index] < self.backlog.now:
-                held = self._bring(block, send=False)
-                self.window.send(held)
-        self._settle()
+        self.traffic.flush()
         self._seal()
 
     def check(self) -> None:
@@ -210,14 +211,14 @@ class Streamed(Resident):
         return self.store.base.partition(":")[0]
 
     def load(self, values: Mapping[str, Tensor], step: int) -> None:
-        self._settle()
+        self.traffic.settle()
         with torch.no_grad():
             for slot in self.rest:
                 slot.params[0].data.copy_(values[slot.name])
             self.house.rewrite(values, step)
         self.rest_mark = step
-        self.backlog = Backlog(step)
-        self._settle()
+        self.traffic.backlog = Backlog(step)
+        self.traffic.settle()
         self._seal()
 
     def begin(self, step: int, run: str) -> None:
@@ -228,9 +229,9 @@ class Streamed(Resident):
                 "its log was cut or is another run's. Pass the log that goes with the "
                 "store, or another path."
             )
-        if not self.backlog.pending:
-            self.backlog = Backlog(min(marks))
-        self.backlog.now = self.rest_mark = step
+        if not self.traffic.backlog.pending:
+            self.traffic.backlog = Backlog(min(marks))
+        self.traffic.backlog.now = self.rest_mark = step
         self.store.begin(run)
 
     def mode(self, probe: Probe) -> Visiting:
@@ -238,95 +239,6 @@ class Streamed(Resident):
         return kind(
             self.space, probe.terms, seen=self.seen, absent=absent, pool=self.pool
         )
-
-    def _groups(self, probes: Sequence[Probe]) -> Iterator[list[Probe]]:
-        """What passes through the model side by side; dual numbers go alone."""
-        group: list[Probe] = []
-        for probe in probes:
-            alone = probe.want == "jvp"
-            if group and (alone or len(group) == self.together):
-                yield group
-                group = []
-            group.append(probe)
-            if alone:
-                yield group
-                group = []
-        if group:
-            yield group
-
-    def _pass(self, probes: list[Probe], objectives: Objectives) -> list[Answer]:
-        """All blocks once, each for every probe that wants it."""
-        turns = [self._turn(p, objectives) for p in probes]
-        try:
-            with eval_mode(self.model):
-                for turn in turns:
-                    turn.resume()
-                while waiting := [t for t in turns if not t.done]:
-                    block = self._next(waiting)
-                    held = self._bring(block)
-                    self._ahead(block.index)
-                    for turn in waiting:
-                        if turn.wants is block:
-                            turn.resume()
-                    self.window.rest(held)
-        except BaseException:
-            for turn in turns:
-                turn.stop()
-            raise
-        turns[-1].restore()
-        return [t.result for t in turns]
-
-    def _turn(self, probe: Probe, objectives: Objectives) -> Turn:
-        mode = self.mode(probe)
-
-        def work() -> Answer:
-            with torch.no_grad(), mode:
-                return ask(probe, objectives)
-
-        turn = Turn(work)
-        turn.mode = mode
-        return turn
-
-    def _next(self, waiting: Sequence[Turn]) -> Block:
-        """Of the wanted blocks, the first one that comes round."""
-        count = len(self.blocks)
-        return min(
-            (t.wants for t in waiting), key=lambda b: (b.index - self.here - 1) % count
-        )
-
-    def _bring(self, block: Block, *, send: bool = True) -> Held:
-        """The block on the device, with all that it missed, and on its way back."""
-        i = block.index
-        self.follows[self.here], self.here = i, i
-        held = self.window.take(i)
-        try:
-            due = self.backlog.due(held.mark)
-            self.house.arrive(block, held.data)
-            for slot in self.of[i] if due else ():
-                storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
-            held.mark = self.backlog.now
-        except BaseException:
-            self.window.forget(held)
-            raise
-        self.house.absent.difference_update(self.house.names[i])
-        if send and due and held.mark - self.store.marks[i] >= self.write_back:
-            self.window.send(held)
-        return held
-
-    def _ahead(self, block: int) -> None:
-        """Load what will be wanted next into the other slots."""
-        for _ in range(len(self.window.slots) - 1):
-            block = self.follows[block]
-            self.window.ask(block)
-
-    def _settle(self) -> None:
-        """Every block at home, where its store has it now."""
-        try:
-            self.window.drain()
-        finally:
-            self.window.empty()
-            for block in self.blocks:
-                self.house.leave(block.index)
 
     def _enter(self, block: Block) -> None:
         """Before a block's forward pass: in a step wait for it, else bring it."""
@@ -338,8 +250,8 @@ class Streamed(Resident):
                 "a streamed model computes no gradients: call it under torch.no_grad()"
             )
         with torch._C.DisableTorchFunction():  # `at` would see parameters written to
-            self._bring(block)
-            self._ahead(block.index)
+            self.traffic.bring(block)
+            self.traffic.ahead(block)
 
     def _exit(self, block: Block) -> None:
         turn = baton.current()
@@ -350,9 +262,7 @@ class Streamed(Resident):
     def _rewrite(self) -> None:
         """Accept edits: what the model reads is what the store shall hold."""
         self.flush()
-        for block in self.blocks:
-            self.window.send(self._bring(block, send=False))
-        self._settle()
+        self.traffic.rewrite()
         self._seal()
 
     def _seal(self) -> None:
