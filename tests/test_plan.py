@@ -216,6 +216,41 @@ def test_the_footprint_is_the_engines_own():
         assert ours.total == pytest.approx(theirs.total, rel=0.01)
 
 
+def test_a_base_that_is_only_read_by_hand():
+    s, w = find("opt-13b"), Work(1, 512)
+    v = Window(write_back="never", rank=3, drawn=7)
+    h, layers = s.width, s.layers
+    rows = layers * (4 * h + 4 * h + h) + 50272 + 2050
+    columns = layers * (4 * h + h + 4 * h) + 2 * h
+    usual, kept = plan.on_device(s, 2, Window()), plan.on_device(s, 2, v)
+    assert kept.delta == 7 * 3 * (4 * rows + columns)
+    assert kept.rest - usual.rest == 2 * layers * s.vectors
+    assert kept.window == 2 * 2 * 12 * h * h
+    assert plan.moved(s, w, v) == (layers * 2 * 12 * h * h, 0.0)
+    assert plan.in_ram(s, w, v) == layers * 2 * 12 * h * h
+    more = plan.streamed(s, w, replace(v, drawn=8)).total
+    assert more - plan.streamed(s, w, v).total == 3 * (4 * rows + columns)
+    disk = Machine(1e15, 1e12, disk=1e9)
+    assert plan.pace(s, w, disk, v).transfer == plan.in_ram(s, w, v) / 1e9
+
+
+def test_the_engine_s_own_delta_is_the_plan_s():
+    from zolab.bench.steppers import build
+    from zolab.engines.streamed import Streamed
+    from zolab.families import LowRank
+    from zolab.optimizers import MeZO
+
+    for s in (SMALL, replace(LLAMA, tied=False)):
+        model = build(s, Work(1, 8, "fp32"))
+        engine = Streamed(write_back="never", unseen="ignore")
+        opt = MeZO(model, family=LowRank(rank=3, every=1), engine=engine)
+        for _ in range(2):
+            opt.step(lambda model=model: model(torch.arange(8)[None]).logits.mean())
+        ours = plan.on_device(s, 4, Window(write_back="never", rank=3, drawn=2))
+        assert engine.footprint.delta == ours.delta
+        assert engine.footprint.total == pytest.approx(ours.total, rel=0.02)
+
+
 def test_the_policy_follows_the_sizes():
     s, w, machine = find("opt-13b"), Work(16, 512), Machine(100e12, 12e9)
 
@@ -267,6 +302,7 @@ def test_faults_say_what_was_found(tmp_path):
         (lambda: peak(SMALL, "lora", Work(1, 1), rank=0), "rank is 0"),
         (lambda: peak(SMALL, "adamw-mixed", Work(1, 1, "fp32")), "dtype is fp32"),
         (lambda: Window(slots=0), "slots is 0"),
+        (lambda: Window(write_back="now"), "write_back is now"),
         (lambda: replace(SMALL, layers=0), "layers is 0"),
         (lambda: replace(SMALL, family="rnn"), "family 'rnn'"),
         (lambda: plan.of_config({"model_type": "x", "hidden_size": 3}), "lacks"),

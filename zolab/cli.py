@@ -49,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--flops", help="in products: 100T (default: measured)")
     plan.add_argument("--disk", help="a disk's rate, where RAM is short: 3GB/s")
     plan.add_argument("--slots", type=int, default=2, help="blocks on the device")
-    plan.add_argument("--write-back", type=int, default=1, help="every so many steps")
+    plan.add_argument(
+        "--write-back", default="1", help='every so many steps, or "never"'
+    )
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="execute chapters, with or without Jupyter")

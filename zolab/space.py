@@ -24,6 +24,7 @@ from zolab.noise import slot_id
 
 if TYPE_CHECKING:
     from zolab.masks import Mask
+    from zolab.storage.delta import Delta
     from zolab.storage.packed import Packed
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,7 +53,8 @@ class Slot:
 
     `params` holds every Parameter object that shares the storage (tied weights);
     `group` is the index of the optimizer's param group. `mask` says which elements
-    move (all, if None), `curvature` by how much.
+    move (all, if None), `curvature` by how much. A `delta` holds what a run adds to a
+    matrix that is only read.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Slot:
     group: int = 0
     mask: Mask | None = None
     curvature: Curvature | None = None
+    delta: Delta | None = None
 
     @property
     def packed(self) -> Packed | None:

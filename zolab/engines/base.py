@@ -19,12 +19,16 @@ class Engine(Protocol):
 
     space: Space
     plan: dict[str, Any]
+    arithmetic: str
 
     def bind(self, model: nn.Module, space: Space, *, seed: int, rounding: str) -> None:
         """Take charge of the model; `plan` is then what the journal's header holds."""
 
     def evaluate(self, probes: list[Probe], objectives: Objectives) -> list[Answer]:
         """One answer a probe, in order; the stored weights do not change."""
+
+    def accept(self, u: Update) -> None:
+        """Raise where `apply` would: it is asked before the update is logged."""
 
     def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
         """Apply (update, step) pairs in order; may stay pending until `flush`."""
@@ -37,6 +41,9 @@ class Engine(Protocol):
 
     def digest(self) -> str:
         """The hash of the base weights, as `Space.digest` computes it."""
+
+    def values(self) -> dict[str, Tensor]:
+        """What a snapshot holds, by name: for `load`."""
 
     def load(self, values: Mapping[str, Tensor], step: int) -> None:
         """Put in the slots' values (by name) that `step` steps had made."""

@@ -49,6 +49,8 @@ class Dual(Materialise):
                 "supported; ask two losses (SPSA)"
             )
         base = slot.base.to(dtype)
+        if slot.delta is not None:
+            base = storage.materialise(slot, (), torch.empty_like(base))
         if not self.moves[slot.name]:
             return base
         if slot.name in self.kept:

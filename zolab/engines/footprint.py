@@ -6,6 +6,7 @@
               of a tall head one tile of rows
     vectors   fp32 copies of the vectors, for each probe of a pass: those of the rest,
               and those of one block
+    delta     what a run has added so far, where the store is only read
 
 Activations come on top: hidden states for each probe of a pass, and one block's inner
 activations; they are the batch's size and the closure's business.
@@ -36,13 +37,14 @@ class Footprint:
     rest: int
     scratch: int
     vectors: int
+    delta: int = 0
 
     @property
     def total(self) -> int:
-        return self.window + self.rest + self.scratch + self.vectors
+        return self.window + self.rest + self.scratch + self.vectors + self.delta
 
     def __str__(self) -> str:
-        parts = ["window", "rest", "scratch", "vectors"]
+        parts = ["window", "rest", "scratch", "vectors"] + ["delta"] * bool(self.delta)
         return ", ".join(f"{p} {getattr(self, p) / 1e6:.1f} MB" for p in parts)
 
     def check(self, budget: int | None) -> None:
@@ -51,7 +53,8 @@ class Footprint:
             raise BudgetError(
                 f"{self.total / 1e6:.1f} MB must lie on the device ({self}), the "
                 f"budget is {budget / 1e6:.1f} MB. Fewer slots, fewer probes a "
-                "pass or smaller blocks need less."
+                "pass or smaller blocks need less"
+                + (", and a V that is kept for more steps." if self.delta else ".")
             )
 
 

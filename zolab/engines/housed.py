@@ -44,7 +44,11 @@ class Housed:
         every = [p.packed for p in model.parameters() if hasattr(p, "packed")]
         # Scales that learn (QZO) stay on the device: then nothing travels back.
         stay = moves & {id(packed.scale) for packed in every}
-        self.blocks = blocks_of(model, space, names, stay=stay)
+        written = space
+        if any(s.delta is not None for s in space):  # a store that is only read
+            stay |= {id(p) for s in space if s.delta is None for p in s.params}
+            written = Space(())
+        self.blocks = blocks_of(model, written, names, stay=stay)
         self.sizes = [Size(b.nbytes, b.moving) for b in self.blocks]
         self.where = {
             id(p): b.index for b in self.blocks for x in b.pieces for p in x.params

@@ -60,7 +60,10 @@ class Materialise(TorchFunctionMode):
         super().__init__()
         self.slots = {id(p): s for s in (*space, *space.still) for p in s.params}
         self.terms, self.keep, self.seen = terms, keep, seen
-        self.moves = {s.name: any(d.moves(s.name) for d, _ in terms) for s in space}
+        self.moves = {
+            s.name: s.delta is not None or any(d.moves(s.name) for d, _ in terms)
+            for s in space
+        }
         self.moves |= {s.name: False for s in space.still}
         self.kept: dict[str, Tensor] = {}
         self.pool = Pool()

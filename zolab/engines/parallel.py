@@ -57,7 +57,7 @@ class Parallel:
         )
         self.inner.bind(model, space, seed=seed, rounding=rounding)
         # The answers are one process's, and so is the plan that a journal holds.
-        self.space, self.plan = space, self.inner.plan
+        self.space, self.plan = self.inner.space, self.inner.plan
         base = int(self.digest()[:8], 16), zlib.crc32(repr((seed, rounding)).encode())
         self._agree(self._gather(base), "base weights or another seed")
 
@@ -86,6 +86,16 @@ class Parallel:
             tangent = float(numbers[at + size]) if probe.want == "jvp" else None
             out.append(Answer(float(numbers[at]), tangent))
         return out
+
+    @property
+    def arithmetic(self) -> str:
+        return self.inner.arithmetic
+
+    def accept(self, u: Update) -> None:
+        self.inner.accept(u)
+
+    def values(self) -> dict[str, Tensor]:
+        return self.inner.values()
 
     def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
         self.inner.apply(updates)

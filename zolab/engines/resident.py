@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,12 @@ from zolab.errors import SpaceError, UnseenSlotError
 from zolab.gradient import Answer, Probe, Update
 from zolab.space import Space, is_away
 
+if TYPE_CHECKING:
+    from zolab.engines.readonly import ReadOnly
+
 KEEP_BELOW = 64 << 20
+WRITTEN = "w = round(decay * w + c * z), fp32, in log order"
+ONLY_READ = "w = base + sum A V', A = decay * A + c * U, fp32, in log order"
 
 
 class Resident:
@@ -28,15 +34,26 @@ class Resident:
     `scratch="one"` materialises a matrix at a time, `"all"` keeps a copy of every
     slot for the length of a probe (for closures that generate), `"auto"` is "all"
     below 64 MB. `unseen="raise"` refuses slots that the first step never reads;
-    `"ignore"` accepts them (a mixture of experts may rest some).
+    `"ignore"` accepts them (a mixture of experts may rest some). `base="read-only"`
+    leaves matrices as they are and keeps what a run adds to them beside them, for
+    `family=LowRank(...)`: see `zolab.engines.readonly`.
     """
 
-    def __init__(self, *, scratch: str = "auto", unseen: str = "raise") -> None:
+    def __init__(
+        self, *, scratch: str = "auto", unseen: str = "raise", base: str = "written"
+    ) -> None:
         if scratch not in ("auto", "one", "all"):
             raise ValueError(f"scratch is {scratch!r}, expected auto, one or all")
         if unseen not in ("raise", "ignore"):
             raise ValueError(f"unseen is {unseen!r}, expected raise or ignore")
+        if base not in ("written", "read-only"):
+            raise ValueError(f"base is {base!r}, expected written or read-only")
         self.scratch, self.unseen = scratch, unseen
+        self.only_read = base == "read-only"
+        self.arithmetic = ONLY_READ if self.only_read else WRITTEN
+        self.device: torch.device | None = None  # where the model lies
+        self.given: Space | None = None
+        self.still: ReadOnly | None = None
         self.plan: dict[str, Any] = {"engine": "resident", "tile": TILE}
 
     def bind(self, model: nn.Module, space: Space, *, seed: int, rounding: str) -> None:
@@ -45,6 +62,7 @@ class Resident:
                 f"{away[0]} has no values (zolab.empty_weights): it takes "
                 "engine=zolab.Streamed(fill=...)"
             )
+        space = self.take_over(model, space)
         self.model, self.space, self.seed = model, space, seed
         self.stochastic = rounding == "stochastic"
         size = sum(s.numel * s.dtype.itemsize for s in (*space, *space.still))
@@ -55,14 +73,18 @@ class Resident:
         self.seen: set[str] = set()
         self.seal = Seal(space)
         self._checked = self.unseen == "ignore"
+        self.hold()
 
     @contextmanager
     def at(self, probe: Probe) -> Iterator[nn.Module]:
         """Inside, the model computes as if it stood at `probe`; in eval mode."""
-        kind = Dual if probe.want == "jvp" else Materialise
-        mode = kind(self.space, probe.terms, keep=self.keep, seen=self.seen)
-        with eval_mode(self.model), torch.no_grad(), mode:
+        with eval_mode(self.model), torch.no_grad(), self.mode(probe):
             yield self.model
+
+    def mode(self, probe: Probe) -> Materialise:
+        """What makes the model's parameters read as those at `probe`."""
+        kind = Dual if probe.want == "jvp" else Materialise
+        return kind(self.space, probe.terms, keep=self.keep, seen=self.seen)
 
     def evaluate(self, probes: list[Probe], objectives: Objectives) -> list[Answer]:
         answers = []
@@ -94,14 +116,56 @@ class Resident:
     def digest(self) -> str:
         return self.space.digest()
 
+    def accept(self, u: Update) -> None:
+        if self.still is not None:
+            self.still.growth(u)
+
+    def values(self) -> dict[str, Tensor]:
+        more = self.still.values() if self.still is not None else {}
+        return {s.name: s.base.contiguous() for s in self.space if not s.delta} | more
+
     def load(self, values: Mapping[str, Tensor], step: int) -> None:
         with torch.no_grad():
             for slot in self.space:
-                slot.base.copy_(values[slot.name])
+                if slot.delta is None:
+                    slot.base.copy_(values[slot.name])
+        if self.still is not None:
+            self.still.load(values)
         self.seal.set()
 
     def begin(self, step: int, run: str) -> None:
         """Nothing is kept here from one process to the next."""
+
+    def release(self) -> None:
+        """Leave the model as an ordinary one; where its base is only read, merged."""
+        if self.still is not None:
+            self.still.merge()
+            self.still = None
+
+    def take_over(self, model: nn.Module, space: Space) -> Space:
+        """The space that this engine moves, once no other engine holds the model."""
+        if self.still is not None and self.given is space:
+            raise SpaceError(
+                "a base that is only read takes neither edits nor a state dict: start "
+                "again from its log, or release the engine, which merges"
+            )
+        held = getattr(model, "_zolab_engine", lambda: None)()
+        if held is not None and held.model is model:
+            held.release()
+        self.release()
+        self.given = space
+        if not self.only_read:
+            return space
+        from zolab.engines.readonly import ReadOnly  # most runs never need it
+
+        self.still = ReadOnly(space, self.device)
+        return self.still.space
+
+    def hold(self) -> None:
+        """From here on the model is this engine's."""
+        self.model._zolab_engine = weakref.ref(self)  # type: ignore[assignment]
+        if self.still is not None:
+            self.still.hook(self.model, lambda: self.mode(Probe()))
 
     def check_seen(self) -> None:
         if self._checked:

@@ -22,6 +22,7 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,9 @@ class Streamed(Resident):
     by default the items of the model's outermost ModuleLists. `device` is where the
     blocks compute, `budget` ("8GB") what may lie there besides activations. With
     `write_back=m` a block is written every m steps and replays the last ones at each
-    visit. `fill` gives the values of a model from `zolab.empty_weights`.
+    visit. With `write_back="never"` the store is only read, and what a run along
+    `family=LowRank(...)` adds lies on the device: see `zolab.engines.readonly`. `fill`
+    gives the values of a model from `zolab.empty_weights`.
     """
 
     def __init__(
@@ -73,21 +76,23 @@ class Streamed(Resident):
         blocks: Sequence[str] | None = None,
         slots: int = 2,
         probes_per_pass: int = 8,
-        write_back: int = 1,
+        write_back: int | str = 1,
         fill: Fill | None = None,
         unseen: str = "raise",
     ) -> None:
-        super().__init__(scratch="one", unseen=unseen)
+        never = write_back == "never"
+        base = "read-only" if never else "written"
+        super().__init__(scratch="one", unseen=unseen, base=base)
         for name, n in (
             ("slots", slots),
             ("probes_per_pass", probes_per_pass),
-            ("write_back", write_back),
+            ("write_back", 1 if never else write_back),
         ):
-            if n < 1:
-                raise ValueError(f"{name} is {n}, expected at least 1")
-        self.store = _store(store, path)
+            if not isinstance(n, int) or n < 1:
+                raise ValueError(f"{name} is {n!r}, expected at least 1")
+        self.store = _store(store, path, readonly=never)
         usual = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device or usual)
+        self.device: torch.device = torch.device(device or usual)
         self.budget = None if budget is None else parse_bytes(budget)
         self.names, self.number, self.fill = blocks, slots, fill
         self.together, self.write_back = probes_per_pass, write_back
@@ -101,12 +106,10 @@ class Streamed(Resident):
                 "HiZOO keeps a Hessian as large as the weights in fp32: it does not "
                 "stream. Use Resident(), or an estimator without curvature."
             )
-        if self.bound is not None and self.bound() is model and self.space is space:
+        if self.bound is not None and self.bound() is model and self.given is space:
             self._rewrite()
             return
-        for engine in (self, getattr(model, "_zolab_streamed", lambda: None)()):
-            if engine is not None:
-                engine.release()
+        space = self.take_over(model, space)
         self.model, self.space, self.seed = model, space, seed
         self.stochastic, self.keep = rounding == "stochastic", False
         self.house = Housed(
@@ -136,7 +139,7 @@ class Streamed(Resident):
         self.traffic = Traffic(
             self.house,
             self.window,
-            write_back=self.write_back,
+            write_back=AT_MOST if self.still else int(self.write_back),
             seed=seed,
             stochastic=self.stochastic,
         )
@@ -145,18 +148,18 @@ class Streamed(Resident):
         self._direct: Visiting | None = None
         self.house.hook(before=self._enter, after=self._exit, saved=self.flush)
         self.bound = weakref.ref(model)
-        model._zolab_streamed = weakref.ref(self)  # type: ignore[assignment]
+        self.hold()
         self._seal()
 
     def release(self) -> None:
         """Leave the model as an ordinary one, its values in host memory."""
-        if self.bound is None:
-            return
-        self.flush()
-        self.window.close()
-        self.house.move_out()
-        self.store.close()
-        self.bound = None
+        if self.bound is not None:
+            self.flush()
+            self.window.close()
+            self.house.move_out()
+            self.store.close()
+            self.bound = None
+        super().release()
 
     @contextmanager
     def at(self, probe: Probe) -> Iterator[nn.Module]:
@@ -182,19 +185,29 @@ class Streamed(Resident):
         return found
 
     def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
-        for slot in self.rest:
-            due = [(u, t) for u, t in updates if t >= self.rest_mark]
+        due = [(u, t) for u, t in updates if t >= self.rest_mark]
+        for slot in self.rest if self.still is None else self.space:
             storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
+        self.rest_mark = max([self.rest_mark, *(t + 1 for _, t in due)])
+        if self.still is not None:
+            self.footprint = replace(self.footprint, delta=self.still.nbytes)
+            self._seal()
+            return
         self.traffic.backlog.add(updates)
         self.traffic.backlog.forget(self.store.marks)
-        self.rest_mark = max(self.rest_mark, self.traffic.backlog.now)
         if len(self.traffic.backlog.pending) >= AT_MOST:
             self.flush()
         self._seal()
 
+    def accept(self, u: Update) -> None:
+        if self.still is not None:
+            more = self.still.nbytes + self.still.growth(u)
+            replace(self.footprint, delta=more).check(self.budget)
+
     def flush(self) -> None:
         """Give every block the updates that it has missed, and put it home."""
-        self.traffic.flush()
+        if self.still is None:
+            self.traffic.flush()
         self._seal()
 
     def check(self) -> None:
@@ -214,8 +227,12 @@ class Streamed(Resident):
         self.traffic.settle()
         with torch.no_grad():
             for slot in self.rest:
-                slot.params[0].data.copy_(values[slot.name])
-            self.house.rewrite(values, step)
+                if slot.delta is None:
+                    slot.params[0].data.copy_(values[slot.name])
+            if self.still is None:
+                self.house.rewrite(values, step)
+            else:
+                self.still.load(values)
         self.rest_mark = step
         self.traffic.backlog = Backlog(step)
         self.traffic.settle()
@@ -232,7 +249,8 @@ class Streamed(Resident):
         if not self.traffic.backlog.pending:
             self.traffic.backlog = Backlog(min(marks))
         self.traffic.backlog.now = self.rest_mark = step
-        self.store.begin(run)
+        if self.still is None:  # what is only read may serve many runs
+            self.store.begin(run)
 
     def mode(self, probe: Probe) -> Visiting:
         kind, absent = visit(probe.want), self.house.absent
@@ -261,6 +279,8 @@ class Streamed(Resident):
 
     def _rewrite(self) -> None:
         """Accept edits: what the model reads is what the store shall hold."""
+        if self.still is not None:
+            raise StoreError("a store that is only read takes no edits")
         self.flush()
         self.traffic.rewrite()
         self._seal()
@@ -275,11 +295,13 @@ class Streamed(Resident):
         return {s.name: sum(p._version for p in s.params) for s in slots}
 
 
-def _store(store: str | Store, path: str | os.PathLike[str] | None) -> Store:
+def _store(
+    store: str | Store, path: str | os.PathLike[str] | None, *, readonly: bool
+) -> Store:
     if store == "ram" and path is None:
         return Ram()
     if store == "disk" and path is not None:
-        return Disk(path)
+        return Disk(path, readonly=readonly)
     if isinstance(store, str) or path is not None:
         raise ValueError(
             f'store is {store!r} with path {path!r}; expected "ram", or "disk" with '

@@ -131,7 +131,7 @@ class ZOOptimizer(torch.optim.Optimizer):
         if self.journal is None:
             raise JournalError("a snapshot belongs to a journal; pass journal=path")
         self.engine.flush()
-        return save_snapshot(self.journal, self.space, self.steps)
+        return save_snapshot(self.journal, self.engine, self.steps)
 
     def rebase(self) -> None:
         """Accept weights that were edited since the last step."""
@@ -202,6 +202,7 @@ class ZOOptimizer(torch.optim.Optimizer):
                 f"{self.journal.header['weight_decay']}: only lr may change in a run"
             )
         update = made(self.rule, gradient, key, decay)
+        self.engine.accept(update)
         with uninterrupted():
             if self.journal is not None:
                 self.journal.append(key.step, key.lr, coefficients, scalars)
@@ -221,7 +222,7 @@ class ZOOptimizer(torch.optim.Optimizer):
 
     def _header(self) -> dict[str, Any]:
         return {
-            "arithmetic": "w = round(decay * w + c * z), fp32, in log order",
+            "arithmetic": self.engine.arithmetic,
             "torch": torch.__version__,
             "seed": self.seed,
             "estimator": self.estimator.settings,

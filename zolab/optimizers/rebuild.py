@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zolab.engines.base import Engine
-from zolab.engines.resident import Resident
+from zolab.engines.resident import ONLY_READ, Resident
 from zolab.errors import JournalError
 from zolab.families import Family, Keys, directions, family_from
 from zolab.gradient import Update, ZOGradient
@@ -47,10 +47,15 @@ def replay(
     """
     with Journal(path, readonly=True) as journal:
         space = logged_space(model, journal)
-        engine = engine or Resident()
         header = journal.header
-        engine.bind(model, space, seed=header["seed"], rounding=header["rounding"])
-        return play(journal, engine, rule_from(header["rule"]), upto=upto)
+        still = header["arithmetic"] == ONLY_READ
+        mine = Resident(base="read-only" if still else "written")
+        ours = engine or mine
+        ours.bind(model, space, seed=header["seed"], rounding=header["rounding"])
+        try:
+            return play(journal, ours, rule_from(header["rule"]), upto=upto)
+        finally:
+            mine.release()  # the sum of base and delta is the model's
 
 
 def play(
@@ -66,6 +71,11 @@ def play(
     `observe` is told each step, for an estimator that goes on from here.
     """
     header = journal.header
+    if header["arithmetic"] != engine.arithmetic:
+        raise JournalError(
+            f"{journal.path} is a run in another arithmetic: its is "
+            f"{header['arithmetic']!r}, this engine's {engine.arithmetic!r}"
+        )
     family = family_from(header["family"])
     stop = journal.next_step if upto is None else upto
     if stop > journal.next_step:
@@ -186,11 +196,11 @@ def _load_bits(journal: Journal) -> dict[str, Tensor]:
     return bits
 
 
-def save_snapshot(journal: Journal, space: Space, step: int) -> Path:
+def save_snapshot(journal: Journal, engine: Engine, step: int) -> Path:
     """Weights after `step` steps as safetensors beside the log, then the record."""
     path = journal.snapshot_path(step)
     part = path.with_suffix(".part")
-    tensors = {s.name: s.base.contiguous() for s in space}
+    tensors, space = engine.values(), engine.space
     tensors |= {s.name + HESSIAN: s.curvature.hessian for s in space if s.curvature}
     save_file(tensors, part)
     os.replace(part, path)

@@ -15,7 +15,7 @@ from zolab.plan.memory import Memory, Work, peak
 from zolab.plan.methods import METHODS
 from zolab.plan.pace import Machine, Pace, pace, resident
 from zolab.plan.shape import Shape
-from zolab.plan.streamed import Window, in_ram, moved, streamed
+from zolab.plan.streamed import Window, in_ram, moved, one_v, streamed
 from zolab.plan.units import PlanError, seconds, size
 
 DISK_EVERY = 10  # steps between two writes of a block to a disk
@@ -115,11 +115,12 @@ def _policy(
         return "resident", v, "everything fits on the device: zolab.Resident()"
     if not through.fits:
         return "none", v, _too_large(shape, work, device, v, through.memory)
-    need = in_ram(shape, work)
+    need = in_ram(shape, work, v)
     if need <= ram:
         return "ram", v, f"stream from RAM: {_call('ram', v)}"
     if machine.disk:
-        v = replace(v, write_back=max(v.write_back, DISK_EVERY))
+        if not v.reads:
+            v = replace(v, write_back=max(int(v.write_back), DISK_EVERY))
         return "disk", v, f"stream from disk: {_call('disk', v)}"
     short = f"the blocks take {size(need)}, RAM has {size(ram)}"
     return "none", v, f"{short}: a disk would do, give its rate with --disk"
@@ -127,7 +128,8 @@ def _policy(
 
 def _call(store: str, v: Window) -> str:
     """How to ask for it."""
-    every = f", write_back={v.write_back}" if v.write_back > 1 else ""
+    every = f", write_back={v.write_back!r}".replace("'", '"')
+    every = every if v.write_back != 1 else ""
     return f'zolab.Streamed(store="{store}", slots={v.slots}{every})'
 
 
@@ -174,11 +176,17 @@ def _lines(a: Advice) -> Iterator[str]:
         f"{seconds(a.pace.compute)} and transfer {seconds(a.pace.transfer)}"
     )
     where = f"disk at {size(a.machine.disk, 'B/s')}" if a.policy == "disk" else "RAM"
-    ram = in_ram(s, w)
+    ram = in_ram(s, w, a.window)
     yield (
         f"bytes a step: {size(up)} up, {size(down)} down, link at {BW}; "
         f"{size(ram)} in {where}" + (f" of {size(a.ram)}" if where == "RAM" else "")
     )
+    if a.window.reads:
+        each, n = one_v(s, a.window.rank), a.window.drawn
+        yield (
+            f"family=LowRank({a.window.rank}): what a run adds takes {size(each)} of "
+            f"the device for every V; {n} are counted, {size(n * each)}"
+        )
     ratio = a.pace.threshold / w.count
     said = "the transfer hides"
     if ratio > 1:

@@ -28,7 +28,7 @@ def answer(
     flops: str | None = None,
     disk: str | None = None,
     slots: int = 2,
-    write_back: int = 1,
+    write_back: str = "1",
 ) -> list[str]:
     """The plan's lines. Raises PlanError on what cannot be read."""
     sequences, tokens = in_batch(batch)
@@ -47,7 +47,8 @@ def answer(
         machine = replace(machine, flops=quantity(flops, "FLOP/s"))
     if disk is not None:
         machine = replace(machine, disk=quantity(disk, "B/s"))
-    window = Window(slots=slots, write_back=write_back)
+    steps = int(write_back) if write_back.isdecimal() else write_back
+    window = Window(slots=slots, write_back=steps)
     on_gpu = device is not None or gpu > 0
     found = advise(
         shape,

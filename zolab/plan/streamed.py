@@ -4,6 +4,9 @@
     link      up: every block once a pass; down: once in `write_back` steps
     RAM       all blocks, in the type that they are stored in
 
+With `write_back="never"` nothing goes down. Vectors lie on the device, and so does what
+a run adds: r (4 rows + columns) bytes a matrix for every V that the family draws.
+
 `on_device` is the one function that knows what the engine keeps; its sum is the one of
 `zolab.engines.footprint`, in closed form. ZO2, arXiv:2503.12668, streams like this.
 """
@@ -21,17 +24,31 @@ from zolab.plan.units import PlanError
 
 @dataclass(frozen=True)
 class Window:
-    """How a model is streamed: blocks on the device, probes a step and a pass."""
+    """How a model is streamed: blocks on the device, probes a step and a pass.
+
+    `rank` and `drawn`, how many V a run draws (1,000 steps of LowRank(2, every=50)),
+    count where the store is only read: `write_back="never"`.
+    """
 
     slots: int = 2
     probes: int = 2
     probes_per_pass: int = 8
-    write_back: int = 1
+    write_back: int | str = 1
+    rank: int = 2
+    drawn: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("slots", "probes", "probes_per_pass", "write_back"):
-            if getattr(self, name) < 1:
-                raise PlanError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("slots", "probes", "probes_per_pass", "write_back", "rank"):
+            n = getattr(self, name)
+            if name == "write_back" and n == "never":
+                continue
+            if not isinstance(n, int) or n < 1:
+                raise PlanError(f"{name} is {n}, expected 1 or more")
+
+    @property
+    def reads(self) -> bool:
+        """Whether the store is only read."""
+        return self.write_back == "never"
 
     @property
     def together(self) -> int:
@@ -52,11 +69,12 @@ class Kept:
     rest: float
     scratch: float
     vectors: float
+    delta: float = 0.0
 
     @property
     def total(self) -> float:
-        """All four."""
-        return self.window + self.rest + self.scratch + self.vectors
+        """All five."""
+        return self.window + self.rest + self.scratch + self.vectors + self.delta
 
 
 def on_device(shape: Shape, b: int, window: Window) -> Kept:
@@ -64,13 +82,29 @@ def on_device(shape: Shape, b: int, window: Window) -> Kept:
 
     `vectors` are fp32 copies, a probe, of the final norm and of one block's.
     """
-    each = 4 * (shape.final + shape.vectors)
+    stay = shape.layers * shape.vectors if window.reads else 0
+    each = 4 * (shape.final + (stay or shape.vectors))
     return Kept(
-        window=min(window.slots, shape.layers) * b * shape.block,
-        rest=b * shape.ends,
+        window=min(window.slots, shape.layers) * b * _block(shape, window),
+        rest=b * (shape.ends + stay),
         scratch=b * largest_op(shape),
         vectors=window.together * each,
+        delta=window.drawn * one_v(shape, window.rank) if window.reads else 0.0,
     )
+
+
+def one_v(shape: Shape, rank: int) -> float:
+    """Bytes that every matrix's factors take, fp32 A and 8-bit V, once."""
+    ends = [(shape.vocabulary, shape.width)] * (1 if shape.tied else 2)
+    if shape.positions:
+        ends.append((shape.positions, shape.width))
+    inside = sum(4 * m + n for m, n in shape.matrices.values())
+    return rank * (shape.layers * inside + sum(4 * m + n for m, n in ends))
+
+
+def _block(shape: Shape, window: Window) -> int:
+    """Numbers of a block that travel."""
+    return shape.block - (shape.vectors if window.reads else 0)
 
 
 def streamed(shape: Shape, work: Work, window: Window | None = None) -> Memory:
@@ -84,7 +118,7 @@ def streamed(shape: Shape, work: Work, window: Window | None = None) -> Memory:
     inside = n * block(shape, b).forward + (v.together - 1) * hidden
     logits = n * forward_logits(shape, b)
     base = (kept.window + kept.rest, 0.0, 0.0)
-    extra = kept.scratch + kept.vectors
+    extra = kept.scratch + kept.vectors + kept.delta
     moments = [
         Memory("a block", *base, inside, 0.0, extra),
         Memory("the loss", *base, v.together * hidden, logits, extra),
@@ -92,9 +126,9 @@ def streamed(shape: Shape, work: Work, window: Window | None = None) -> Memory:
     return max(moments, key=lambda m: m.total)
 
 
-def in_ram(shape: Shape, work: Work) -> float:
+def in_ram(shape: Shape, work: Work, window: Window | None = None) -> float:
     """Bytes of the blocks that wait their turn."""
-    return float(work.bytes * shape.layers * shape.block)
+    return float(work.bytes * shape.layers * _block(shape, window or Window()))
 
 
 def moved(
@@ -102,5 +136,5 @@ def moved(
 ) -> tuple[float, float]:
     """Bytes a step on the link, (up, down); all weights move."""
     v = window or Window()
-    once = in_ram(shape, work)
-    return v.passes * once, once / v.write_back
+    once = in_ram(shape, work, v)
+    return v.passes * once, 0.0 if v.reads else once / int(v.write_back)

@@ -25,7 +25,7 @@ from zolab.errors import SpaceError
 from zolab.gradient import Direction, Term, Update, round16
 from zolab.noise import FAMILIES, ROUNDING, direction, make_key, stream
 from zolab.space import Slot
-from zolab.storage import coded, partial, plain
+from zolab.storage import coded, delta, partial, plain
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def materialise(
     stands for a packed weight's scales in these elements' groups, where they move.
     """
     moves = draws(slot, terms)
-    if slot.packed is not None:
+    if slot.delta is not None:
+        delta.materialise(slot, moves, out, start)
+    elif slot.packed is not None:
         coded.materialise(slot.packed, moves, out, start, scale)
     elif slot.mask is None and slot.curvature is None:
         kernel(out.device, moves).materialise(slot.base, moves, out, start)
@@ -142,7 +144,9 @@ def rows(
     `scale` stands for the scales of a packed weight's looked-up rows.
     """
     moves = draws(slot, terms)
-    if slot.packed is not None:
+    if slot.delta is not None:
+        delta.rows(slot, moves, index, out)
+    elif slot.packed is not None:
         coded.rows(slot.packed, moves, index, out, scale)
     elif slot.mask is None and slot.curvature is None:
         kernel(out.device, moves).rows(slot.base, moves, index, out)
@@ -159,6 +163,9 @@ def update(
     bf16 and fp16 round stochastically with bits keyed by (seed, step, slot), or to
     nearest when `stochastic` is false.
     """
+    if slot.delta is not None:
+        delta.update(slot, updates)
+        return
     low = max((u.floor(slot.name) for u, _ in updates), default=-math.inf)
     if low > -math.inf:  # each step ends at the floor
         for u, step in updates:

@@ -44,15 +44,23 @@ class Disk:
     """A model's blocks in the file `path`, which goes on where it was left.
 
     A killed process loses nothing; with `fsync=True` a power cut neither, at the price
-    of waiting for the disk. The file needs the model's size and one block more.
+    of waiting for the disk. The file needs the model's size and one block more. A
+    `readonly` one is filled where it is missing, and then only opened for reading: its
+    files may be read-only, and it serves any number of runs at once.
     """
 
     direct = False
 
-    def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fsync: bool = False,
+        readonly: bool = False,
+    ) -> None:
         if fcntl is None:
             raise StoreError("a store in a file needs Linux or macOS; use Ram")
-        self.path, self.fsync = Path(path), fsync
+        self.path, self.fsync, self.readonly = Path(path), fsync, readonly
         self.marks: list[int] = []
         self.fd = self.marked = -1
 
@@ -79,7 +87,10 @@ class Disk:
             self._create()
         with torch.inference_mode(False):
             self.bytes = torch.from_file(
-                str(self.path), shared=True, size=self.total, dtype=torch.uint8
+                str(self.path),
+                shared=not (goes_on and self.readonly),
+                size=self.total,
+                dtype=torch.uint8,
             )
         return goes_on
 
@@ -94,12 +105,16 @@ class Disk:
     def seal(self, base: str) -> None:
         self.head |= {"filled": True, "base": base}
         self._write_header()
+        if self.readonly:
+            fcntl.flock(self.marked, fcntl.LOCK_SH)
 
     @property
     def base(self) -> str | None:
         return self.head.get("base")
 
     def begin(self, run: str) -> None:
+        if self.readonly:
+            return
         owner = self.head.setdefault("run", run)
         if owner != run:
             raise StoreError(
@@ -116,6 +131,8 @@ class Disk:
             self._prove(block, out)
 
     def write(self, block: int, data: Tensor, mark: int) -> None:
+        if self.readonly:
+            raise StoreError(f"{self.path} is only read")
         moving = data[: self.sizes[block].moving]
         self._put(self._at(self.free), moving)
         if self.fsync:
@@ -141,14 +158,16 @@ class Disk:
         if hasattr(self, "fd"):
             self.close()
 
-    def _open(self) -> None:
-        self.marked = os.open(self.index, os.O_RDWR | os.O_CREAT, 0o644)
+    def _open(self, *, readonly: bool = False) -> None:
+        how = os.O_RDONLY if readonly else os.O_RDWR | os.O_CREAT
+        self.marked = os.open(self.index, how, 0o644)
         try:
-            fcntl.flock(self.marked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = fcntl.LOCK_SH if readonly else fcntl.LOCK_EX
+            fcntl.flock(self.marked, lock | fcntl.LOCK_NB)
         except OSError:
             self.close()
             raise StoreError(f"{self.path} is in use by another run") from None
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.fd = os.open(self.path, how, 0o644)
 
     def _at(self, place: int) -> int:
         return self.first + place * self.room
@@ -171,7 +190,7 @@ class Disk:
 
     def _resume(self) -> bool:
         """Read header and marks; False where a fill was not finished."""
-        self._open()
+        self._open(readonly=self.readonly)
         data = os.pread(self.marked, HEADER + 64 * len(self.sizes), 0)
         head = _header(data, self.index)
         if head is None or not head["filled"]:
