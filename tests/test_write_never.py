@@ -63,7 +63,7 @@ def deltas(engine):
     """Every bit of what the run added."""
     return {
         s.name: (s.delta.scale, {n: bits(p) for n, p in s.delta.pairs.items()})
-        for s in engine.still.slots
+        for s in engine.readonly.slots
     }
 
 
@@ -210,6 +210,28 @@ def test_a_slope_is_taken_at_base_plus_delta(make):
     assert found == want
 
 
+def coded():
+    """Matrices of four bits that stand still; their scales, norms and biases learn."""
+    model = zolab.pack(Net(), "int4", group=16, skip=["embed*", "head*"])
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith("_scale") or p.dim() == 1)
+    return model
+
+
+def test_packed_weights_stand_still_and_their_scales_get_factors():
+    a, b = coded(), coded()
+    want, one = run(a, resident())
+    got, two = run(b, streamed())
+    assert got == want and len({x for pair in want for x in pair}) == 10
+    assert deltas(one.engine) == deltas(two.engine)
+    assert any("scale" in name for name in deltas(one.engine))
+    model = coded()
+    model.layers[0][0].weight.requires_grad_(True)
+    model.layers[0][0].weight_scale.requires_grad_(False)
+    with pytest.raises(SpaceError, match="is packed"):
+        start(model, resident())
+
+
 # the log
 
 
@@ -240,7 +262,7 @@ def test_a_snapshot_is_factors_and_a_replay_starts_there(tmp_path):
     shot = opt.snapshot()
     with safe_open(shot, "pt") as file:
         found = set(file.keys())
-    matrices = {s.name for s in opt.engine.still.slots}
+    matrices = {s.name for s in opt.engine.readonly.slots}
     assert not found & matrices
     assert found >= {s.name for s in opt.space} - matrices
     for _ in range(2):
@@ -337,7 +359,7 @@ def test_it_grows_with_every_new_v_and_the_budget_ends_it():
         assert opt.engine.footprint.delta == (step // 2 + 1) * each
         held = sum(
             x.nbytes
-            for s in opt.engine.still.slots
+            for s in opt.engine.readonly.slots
             for p in s.delta.pairs.values()
             for x in (p.left, p.right)
         )
@@ -428,7 +450,7 @@ def test_one_window_is_a_frozen_v():
     model = Net()
     family = LowRank(rank=4, every=10**6)
     _, opt = run(model, streamed(), family=family, steps=4)
-    assert all(len(s.delta.pairs) == 1 for s in opt.engine.still.slots)
-    one = opt.engine.still.slots[1]
+    assert all(len(s.delta.pairs) == 1 for s in opt.engine.readonly.slots)
+    one = opt.engine.readonly.slots[1]
     (pair,) = one.delta.pairs.values()
     assert pair.left.shape == (4, one.matrix[0]) and math.isfinite(pair.left.sum())

@@ -42,7 +42,12 @@ class ReadOnly:
             raise SpaceError(
                 f"{odd[0]} has a mask or a curvature, which need a base that moves"
             )
-        self.space = Space(tuple(_with_delta(s, device) for s in space))
+        if packed := [s.name for s in space if s.packed]:
+            raise SpaceError(
+                f"{packed[0]} is packed: a sum with factors could not be put back into "
+                "its codes. Freeze it, or train it with a base that is written."
+            )
+        self.space = Space(tuple(_with_delta(s, device) for s in space), space.still)
         self.slots = [s for s in self.space if s.delta is not None]
         self.hooks: list[Any] = []
 

@@ -53,7 +53,7 @@ class Resident:
         self.arithmetic = ONLY_READ if self.only_read else WRITTEN
         self.device: torch.device | None = None  # where the model lies
         self.given: Space | None = None
-        self.still: ReadOnly | None = None
+        self.readonly: ReadOnly | None = None
         self.plan: dict[str, Any] = {"engine": "resident", "tile": TILE}
 
     def bind(self, model: nn.Module, space: Space, *, seed: int, rounding: str) -> None:
@@ -117,11 +117,11 @@ class Resident:
         return self.space.digest()
 
     def accept(self, u: Update) -> None:
-        if self.still is not None:
-            self.still.growth(u)
+        if self.readonly is not None:
+            self.readonly.growth(u)
 
     def values(self) -> dict[str, Tensor]:
-        more = self.still.values() if self.still is not None else {}
+        more = self.readonly.values() if self.readonly is not None else {}
         return {s.name: s.base.contiguous() for s in self.space if not s.delta} | more
 
     def load(self, values: Mapping[str, Tensor], step: int) -> None:
@@ -129,8 +129,8 @@ class Resident:
             for slot in self.space:
                 if slot.delta is None:
                     slot.base.copy_(values[slot.name])
-        if self.still is not None:
-            self.still.load(values)
+        if self.readonly is not None:
+            self.readonly.load(values)
         self.seal.set()
 
     def begin(self, step: int, run: str) -> None:
@@ -138,13 +138,13 @@ class Resident:
 
     def release(self) -> None:
         """Leave the model as an ordinary one; where its base is only read, merged."""
-        if self.still is not None:
-            self.still.merge()
-            self.still = None
+        if self.readonly is not None:
+            self.readonly.merge()
+            self.readonly = None
 
     def take_over(self, model: nn.Module, space: Space) -> Space:
         """The space that this engine moves, once no other engine holds the model."""
-        if self.still is not None and self.given is space:
+        if self.readonly is not None and self.given is space:
             raise SpaceError(
                 "a base that is only read takes neither edits nor a state dict: start "
                 "again from its log, or release the engine, which merges"
@@ -158,14 +158,14 @@ class Resident:
             return space
         from zolab.engines.readonly import ReadOnly  # most runs never need it
 
-        self.still = ReadOnly(space, self.device)
-        return self.still.space
+        self.readonly = ReadOnly(space, self.device)
+        return self.readonly.space
 
     def hold(self) -> None:
         """From here on the model is this engine's."""
         self.model._zolab_engine = weakref.ref(self)  # type: ignore[assignment]
-        if self.still is not None:
-            self.still.hook(self.model, lambda: self.mode(Probe()))
+        if self.readonly is not None:
+            self.readonly.hook(self.model, lambda: self.mode(Probe()))
 
     def check_seen(self) -> None:
         if self._checked:

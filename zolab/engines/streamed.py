@@ -139,7 +139,7 @@ class Streamed(Resident):
         self.traffic = Traffic(
             self.house,
             self.window,
-            write_back=AT_MOST if self.still else int(self.write_back),
+            write_back=AT_MOST if self.readonly else int(self.write_back),
             seed=seed,
             stochastic=self.stochastic,
         )
@@ -186,11 +186,11 @@ class Streamed(Resident):
 
     def apply(self, updates: Sequence[tuple[Update, int]]) -> None:
         due = [(u, t) for u, t in updates if t >= self.rest_mark]
-        for slot in self.rest if self.still is None else self.space:
+        for slot in self.rest if self.readonly is None else self.space:
             storage.update(slot, due, seed=self.seed, stochastic=self.stochastic)
         self.rest_mark = max([self.rest_mark, *(t + 1 for _, t in due)])
-        if self.still is not None:
-            self.footprint = replace(self.footprint, delta=self.still.nbytes)
+        if self.readonly is not None:
+            self.footprint = replace(self.footprint, delta=self.readonly.nbytes)
             self._seal()
             return
         self.traffic.backlog.add(updates)
@@ -200,13 +200,13 @@ class Streamed(Resident):
         self._seal()
 
     def accept(self, u: Update) -> None:
-        if self.still is not None:
-            more = self.still.nbytes + self.still.growth(u)
+        if self.readonly is not None:
+            more = self.readonly.nbytes + self.readonly.growth(u)
             replace(self.footprint, delta=more).check(self.budget)
 
     def flush(self) -> None:
         """Give every block the updates that it has missed, and put it home."""
-        if self.still is None:
+        if self.readonly is None:
             self.traffic.flush()
         self._seal()
 
@@ -229,10 +229,10 @@ class Streamed(Resident):
             for slot in self.rest:
                 if slot.delta is None:
                     slot.params[0].data.copy_(values[slot.name])
-            if self.still is None:
+            if self.readonly is None:
                 self.house.rewrite(values, step)
             else:
-                self.still.load(values)
+                self.readonly.load(values)
         self.rest_mark = step
         self.traffic.backlog = Backlog(step)
         self.traffic.settle()
@@ -249,7 +249,7 @@ class Streamed(Resident):
         if not self.traffic.backlog.pending:
             self.traffic.backlog = Backlog(min(marks))
         self.traffic.backlog.now = self.rest_mark = step
-        if self.still is None:  # what is only read may serve many runs
+        if self.readonly is None:  # what is only read may serve many runs
             self.store.begin(run)
 
     def mode(self, probe: Probe) -> Visiting:
@@ -279,7 +279,7 @@ class Streamed(Resident):
 
     def _rewrite(self) -> None:
         """Accept edits: what the model reads is what the store shall hold."""
-        if self.still is not None:
+        if self.readonly is not None:
             raise StoreError("a store that is only read takes no edits")
         self.flush()
         self.traffic.rewrite()

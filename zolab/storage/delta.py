@@ -17,6 +17,7 @@ not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -142,6 +143,7 @@ def terms(slot: Slot, u: Update) -> tuple[Draw, ...]:
     from zolab.storage import draws
 
     found = {"a tensor"} if u.dense else {d.family for d, _ in u.terms} - {"low_rank"}
+    found |= {"a floor"} if u.floor(slot.name) > -math.inf else set()
     if found:
         raise ValueError(
             f"a matrix that is only read takes updates along family=LowRank(...), and "
