@@ -1,7 +1,9 @@
 """The bench runs at a tiny size, and what it writes can be read."""
 
+import importlib.util
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from zolab.bench import (
     journal,
     memory,
     methods,
+    offload,
     peers,
     precision,
     step,
@@ -254,3 +257,24 @@ def test_streamed_measures_what_it_says():
     assert [x.values for x in up] == [(0.0,)] * 3  # both blocks stay in the window
     ratios = [x for x in lines if x.name.startswith("step / max")]
     assert [(x.target, x.limit) for x in ratios] == [(1.10, 1.0)] * 3
+    peer = [x for x in lines if "accelerate" in x.name]
+    here = importlib.util.find_spec("accelerate") is not None
+    assert [x.unit for x in peer] == ["", "s"] * here
+    assert all(len(x.values) == TINY.repeats for x in peer)
+
+
+def test_what_accelerate_answers_is_the_model_s_loss():
+    pytest.importorskip("accelerate")
+    _, closure = build(TINY)
+    with torch.no_grad():
+        want = float(closure())
+    assert offload.accelerate(TINY)() == (want, want)
+
+
+def test_zo2_is_asked_on_a_gpu_with_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOLAB_PEERS", str(tmp_path))
+    gpu = replace(TINY, device="cuda")
+    assert not any("ZO2" in name for name in offload.peers(gpu))
+    (tmp_path / "zo2" / "zo2").mkdir(parents=True)
+    assert any("ZO2" in name for name in offload.peers(gpu))
+    assert not any("ZO2" in name for name in offload.peers(TINY))

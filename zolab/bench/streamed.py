@@ -5,7 +5,8 @@ throttled copy whose rate follows from it, so that a step's transfer takes a hal
 and two times its compute. On a GPU the link is the bus, and its rate is measured.
 
 The disk's lines are for a file that the system has in memory already: what is measured
-is what the store adds to the reads.
+is what the store adds to the reads. Beside the step stand those of others who keep a
+model elsewhere (`zolab.bench.offload`); on a CPU they show that they run, no more.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 import zolab
+from zolab.bench.offload import beside
 from zolab.bench.record import Line
 from zolab.bench.shapes import SHAPES, Setting, build, config_of
 from zolab.bench.step import timed
@@ -42,7 +44,12 @@ def run(setting: Setting) -> list[Line]:
     for factor in FACTORS:
         lines += throttled(setting, factor)
     with tempfile.TemporaryDirectory() as folder:
-        return lines + on_disk(setting, Path(folder) / "blocks")
+        lines += on_disk(setting, Path(folder) / "blocks")
+    step, engine = streamed(setting, Ram(pinned=False))
+    step()
+    lines += beside(step, setting)
+    engine.release()
+    return lines
 
 
 def throttled(setting: Setting, factor: float) -> list[Line]:
@@ -127,6 +134,7 @@ def on_gpu(setting: Setting) -> list[Line]:
         Line("pinned copy to the device", (rate / 1e9,), unit="GB/s"),
         Line("streamed step", times, unit="s"),
     ]
+    lines += beside(step, setting)
     engine.release()
     del step, engine
     torch.cuda.empty_cache()
