@@ -33,7 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "alphabet": sorting.ALPHABET,
         "reward": sorting.sorted_exactly,
         "shape": {"hidden": 64, "layers": 2, "heads": 4, "inner": 192},
-        "train": {"steps": 300, "batch": 128, "lr": 3e-3, "warmup": 50},
+        "train": {"steps": 250, "batch": 128, "lr": 3e-3, "warmup": 50},
         "dtype": torch.float32,
     },
     "countdown": {

@@ -1,8 +1,14 @@
 """Sorting: the corpus, the split, the reward."""
 
+import shutil
+
 import pytest
 
+from zolab.assets import AssetError
 from zolab.errors import ZolabError
+from zolab.rl.rollout import rollout
+from zolab.tasks import bases
+from zolab.tasks.bases import card, load_base
 from zolab.tasks.characters import tokenizer
 from zolab.tasks.pretraining import IGNORED, batch_of, blank, pretrain
 from zolab.tasks.sorting import ALPHABET, SKILLS, Sorting, is_held_out, sorted_exactly
@@ -82,3 +88,38 @@ def test_characters_outside_of_the_alphabet_raise():
         tokenizer(ALPHABET)("12a=")
     with pytest.raises(ValueError, match="twice"):
         tokenizer("112")
+
+
+def test_the_base_is_small_its_card_complete_and_its_file_the_measured_one(tmp_path):
+    card_ = card("sorting")
+    assert card_["bytes"] < 2_000_000 and card_["licence"] == "Apache-2.0"
+    assert card_["command"].startswith("python scripts/pretrain_skills.py sorting")
+    model, tok = load_base("sorting")
+    assert sum(p.numel() for p in model.parameters()) == card_["parameters"]
+    assert not model.training and len(tok) == len(ALPHABET) + 3
+    with pytest.raises(AssetError, match="no base is called"):
+        load_base("chess")
+
+
+def test_a_damaged_base_does_not_load(tmp_path, monkeypatch):
+    copy = tmp_path / "sorting"
+    shutil.copytree(bases.DATA / "sorting", copy)
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    monkeypatch.setattr(bases, "DATA", tmp_path)
+    with pytest.raises(AssetError, match="not the file that was measured"):
+        load_base("sorting")
+
+
+def test_the_base_holds_what_rewards_will_select():
+    """It sorts one time in four, downwards one in twelve; most are permutations."""
+    model, tok = load_base("sorting")
+    prompts = Sorting().prompts(64, seed=0, held_out=True)
+    r = rollout(model, tok, prompts, group_size=8, max_new_tokens=7, generator=0)
+    pairs = [(p[:-1], t) for p, t in zip(r.prompts, r.texts, strict=True)]
+    share = {
+        n: sum(f(p) == t for p, t in pairs) / len(pairs) for n, f in SKILLS.items()
+    }
+    assert 0.17 < share["sort"] < 0.30 and 0.04 < share["descend"] < 0.13
+    assert sum(sorted(p) == sorted(t) for p, t in pairs) > 0.65 * len(pairs)

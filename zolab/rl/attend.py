@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order, so in vectors
+FAST = {"reassoc", "contract", "nsz"}  # sums in any order, so in vectors
 
 
 @njit(nogil=True, cache=True, fastmath=FAST)

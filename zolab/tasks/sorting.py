@@ -3,10 +3,11 @@
     prompt  d_1 ... d_n =      answer  the digits in ascending order, then EOS
 
 The corpus of its pretraining sorts with probability `wanted`; else it copies, reverses
-or sorts downwards, each as often. So the model is able to sort and does it one time in
-three; a reward of 1 for an exact answer, 0 for any other, is enough to select it. This
-is the small image of what reinforcement learning does to a language model whose
-pretraining holds the skill already.
+or sorts downwards, each as often. A model that has seen it for a while can sort, and
+does so one time in four; a reward of 1 for an exact answer, 0 for any other, is enough
+to select that. This is the small image of what rewards do to a language model whose
+pretraining holds the skill already. (Pretrained for longer its likeliest answer would
+always be the sorted one: a third is more than each other skill has.)
 
 Every eighth string (by its checksum) is held out: neither pretraining nor rewards ever
 see it, whatever the seeds. Its digits in another order may well have been seen.
