@@ -1,5 +1,7 @@
 """Quantized files: their codes become ours, and go back byte for byte."""
 
+import copy
+import io
 import json
 import subprocess
 import sys
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quantize
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zolab
-from zolab.assets import AssetError, cached
-from zolab.errors import StoreError
+from zolab.assets import AssetError, cached, check
+from zolab.errors import SpaceError, StoreError
+from zolab.formats import safe
 from zolab.formats.blocks import KINDS, TINY
 from zolab.formats.gguf import Gguf
 from zolab.formats.llama import name_in_model
@@ -427,6 +431,188 @@ def test_only_what_was_read_goes_back(written, tmp_path):
     assert not to.exists() and not list(tmp_path.glob("*.part"))
     assert zolab.save_as_read(packed, to).moved == ()
     assert zolab.save_as_read(packed, to, like=to).moved == ()  # over itself
+
+
+# zolab's own folder, and state dicts.
+
+
+def tiny(codec="int4", group=48):
+    return zolab.pack(zolab.load_model("tiny")[0], codec, group=group)
+
+
+def same_packed(a, b):
+    for (n, x), (m, y) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        assert n == m and torch.equal(x, y), n
+        assert hasattr(x, "packed") == hasattr(y, "packed")
+        if hasattr(x, "packed"):
+            assert torch.equal(x.packed.codes, y.packed.codes)
+            assert x.packed.codec == y.packed.codec and x.packed.snap == y.packed.snap
+            assert y.packed.scale is b.get_parameter(f"{n}_scale")
+
+
+@pytest.mark.parametrize("codec", ("int4", "uint2", "nf4", "e4m3"))
+def test_our_folder_gives_the_model_back(codec, tmp_path):
+    model, tok = zolab.load_model("tiny")
+    zolab.pack(model, codec, group=48, skip=["*layers.0.mlp.down*"])
+    some = zolab.packed_weights(model)["model.layers.1.mlp.up_proj.weight"]
+    some.snap, some.unit = True, some.scale.detach().clone()
+    folder = zolab.save_packed(model, tmp_path / "mine", tokenizer=tok)
+    again, tok2 = zolab.load_model(str(folder))
+    same_packed(model, again)
+    unit = zolab.packed_weights(again)["model.layers.1.mlp.up_proj.weight"].unit
+    assert torch.equal(unit, some.unit)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert torch.equal(logits(model), logits(again)) and not again.training
+    assert tok2("It was great .")["input_ids"] == tok("It was great .")["input_ids"]
+    half, _ = zolab.load_model(str(folder), dtype=torch.bfloat16, packed=True)
+    assert logits(half).dtype == torch.bfloat16
+    assert {p.scale.dtype for p in zolab.packed_weights(half).values()} == {
+        torch.float32
+    }
+
+
+def test_any_module_goes_through_a_folder(tmp_path):
+    def make():
+        torch.manual_seed(1)
+        inner = torch.nn.Linear(8, 6)
+        return torch.nn.ModuleDict(
+            {
+                "a": torch.nn.Sequential(inner, torch.nn.BatchNorm1d(6)),
+                "b": inner,
+                "c": torch.nn.MultiheadAttention(8, 2),
+            }
+        )
+
+    model = zolab.pack(make(), "int8")
+    model["a"][1].running_mean += 3
+    zolab.save_packed(model, tmp_path)
+    again = zolab.load_packed(make(), tmp_path)
+    same_packed(model, again)
+    assert again["b"].weight is again["a"][0].weight
+    assert torch.equal(again["a"][1].running_mean, model["a"][1].running_mean)
+    same_packed(model, zolab.load_packed(zolab.pack(make(), "int2"), tmp_path))
+    with pytest.raises(AssetError, match="another model.*in one of the two only"):
+        zolab.load_packed(torch.nn.Linear(2, 2), tmp_path)
+
+
+def test_a_damaged_folder_is_one_clear_error(tmp_path):
+    folder = zolab.save_packed(tiny(), tmp_path / "mine")
+    file, card = folder / "model.safetensors", folder / "packed.json"
+    data, text = file.read_bytes(), card.read_text()
+    file.write_bytes(data[:-1])
+    with pytest.raises(AssetError, match="sha256"):
+        zolab.load_model(str(folder))
+    file.write_bytes(data)
+    card.write_text(text.replace("zolab packed 1", "zolab packed 7"))
+    with pytest.raises(AssetError, match="'zolab packed 7', expected 'zolab packed 1'"):
+        zolab.load_model(str(folder))
+    card.write_text(text.replace('"bits": 4', '"bits": 8'))
+    with pytest.raises(AssetError, match="codes, scales and zero points"):
+        zolab.load_model(str(folder))
+    card.write_text("{")
+    with pytest.raises(AssetError, match="no folder of save_packed"):
+        zolab.load_model(str(folder))
+    card.write_text(text)
+    (folder / "config.json").unlink()
+    with pytest.raises(AssetError, match="no readable config.json"):
+        zolab.load_model(str(folder))
+
+
+def test_safetensors_are_read_and_written_as_the_package_does(tmp_path):
+    tensors = {
+        "a": torch.randn(3, 700_000),
+        "b": torch.randn(5).bfloat16(),
+        "c": torch.arange(7),
+        "d": torch.zeros(0, 4),
+        "e": torch.tensor(3.0),
+    }
+    path = tmp_path / "x.safetensors"
+    digest = safe.write(path, tensors)
+    check(path, digest)
+    theirs = load_file(path)
+    for name, entry in safe.read_header(path).items():
+        assert torch.equal(theirs[name], tensors[name])
+        assert torch.equal(entry.read(), tensors[name])
+        parts = [t.reshape(-1) for _, t in entry.pieces()]
+        assert torch.equal(
+            torch.cat([theirs[name].reshape(-1)[:0], *parts]), theirs[name].reshape(-1)
+        )
+    assert len(list(safe.read_header(path)["a"].pieces())) == 3
+    data = path.read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    for cut in (*range(0, 300, 7), len(data) - 1):
+        bad.write_bytes(data[:cut])
+        with pytest.raises(AssetError, match="truncated|no safetensors"):
+            safe.read_header(bad)
+    rng = np.random.default_rng(0)
+    length = 8 + int.from_bytes(data[:8], "little")
+    for _ in range(300):
+        damaged = bytearray(data[:length])
+        damaged[rng.integers(0, length)] ^= 1 << rng.integers(0, 8)
+        bad.write_bytes(damaged.ljust(len(data), b"\0"))
+        try:
+            safe.read_header(bad)
+        except AssetError as why:
+            assert str(bad) in str(why)
+
+
+def test_state_dicts_of_packed_models():
+    model = tiny()
+    kept = copy.deepcopy(model.state_dict())
+    before = copy.deepcopy(model)
+    train_codes(model)
+    moved = zolab.packed_weights(model)["model.embed_tokens.weight"].codes
+    first = zolab.packed_weights(before)["model.embed_tokens.weight"].codes
+    assert not torch.equal(moved, first)
+    model.load_state_dict(kept)
+    same_packed(before, model)
+    other = tiny()
+    zolab.packed_weights(other)["model.embed_tokens.weight"].codes.zero_()
+    other.load_state_dict(kept, assign=True)
+    other.tie_weights()  # torch's assign=True unties, whatever the weights are
+    assert torch.equal(
+        other.model.embed_tokens.weight, before.model.embed_tokens.weight
+    )
+    for name, p in zolab.packed_weights(other).items():
+        assert p.scale is other.get_parameter(f"{name}_scale")
+    with pytest.raises(RuntimeError, match="packed alike"):
+        model.load_state_dict(tiny("nf4").state_dict())
+    plainly = {
+        n: t.clone() if hasattr(t, "packed") else t
+        for n, t in model.state_dict().items()
+    }
+    assert type(plainly["model.embed_tokens.weight"]) is torch.Tensor
+    with pytest.raises(RuntimeError, match="by values.*unpack"):
+        model.load_state_dict(plainly)
+    with pytest.raises(SpaceError, match="save_packed"):
+        torch.save(model.state_dict(), io.BytesIO())
+    values_only = torch.zeros(4096, 128)
+    values_only.copy_(model.model.embed_tokens.weight)  # reads it
+    assert torch.equal(values_only, values(first_of(model)))
+
+
+def first_of(model):
+    return zolab.packed_weights(model)["model.embed_tokens.weight"]
+
+
+def test_save_pretrained_stores_the_values(tmp_path):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    found = load_file(tmp_path / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(found, values(first_of(model)))
+
+
+def test_a_snapshot_stores_codes_and_a_replay_starts_there(tmp_path):
+    model = tiny()
+    base = copy.deepcopy(model)
+    opt = train_codes(model, steps=2, journal=tmp_path / "log", seed=3)
+    path = opt.snapshot()
+    stored = load_file(path)["model.embed_tokens.weight"]
+    assert torch.equal(stored, first_of(model).codes) and stored.dtype == torch.uint8
+    opt.step(lambda: model(IDS, labels=IDS).loss)
+    first_of(base).codes.zero_()  # the snapshot, not the base, is where it starts
+    zolab.replay(base, tmp_path / "log")
+    same_packed(model, base)
 
 
 # Peak: loading in a process of its own, after everything is imported and warm.

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zolab.assets import AssetError, check, fetch
+from zolab.empty import empty_weights
 from zolab.formats.llama import load_gguf
+from zolab.formats.own import CARD, load_packed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -38,7 +40,8 @@ def load_model(
 
     name: "tiny", embedded, 1.2M parameters; "smollm2-135m", SmolLM2-135M after Q4_1
     (the weights carry four-bit error; 98 MB, fetched once); a folder with safetensors;
-    a GGUF file of a Llama, "x.gguf" (no tokenizer but SmolLM's: None); a hub's name,
+    or of `save_packed`; a GGUF file of a Llama, "x.gguf" (no tokenizer but SmolLM's:
+    None); a hub's name,
     "owner/name"; "random:opt-125m", "random:opt-1.3b" or "random:tiny", a published
     shape with random weights from `seed` (no tokenizer for the OPT shapes: None).
     packed=True keeps a quantized file's codes, computes in `dtype`, and never holds a
@@ -49,6 +52,7 @@ def load_model(
     if source not in SOURCES:
         raise AssetError(f"source={source!r}, expected one of {', '.join(SOURCES)}")
     quantized = name == "smollm2-135m" or name.endswith(".gguf")
+    quantized |= (Path(name) / CARD).is_file()
     if packed and (source == "hub" or not quantized):
         raise AssetError(
             f"{name} has no packed weights to keep: zolab.pack(model, ...) makes them"
@@ -65,6 +69,8 @@ def load_model(
         return load_gguf(fetch("smollm2-135m"), dtype, packed=packed)
     if name.endswith(".gguf"):
         return load_gguf(Path(name), dtype, packed=packed)
+    if (Path(name) / CARD).is_file():
+        return _packed_folder(Path(name), dtype)
     if Path(name).is_dir():
         return _folder(Path(name), dtype)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -98,6 +104,22 @@ def _folder(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     finally:
         if bar:
             logging.enable_progress_bar()
+
+
+def _packed_folder(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A folder of `save_packed`; its tokenizer, where it has one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    safe: dict = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(path, **safe)
+        model = empty_weights(lambda: AutoModelForCausalLM.from_config(config))
+    except Exception as why:  # one clear error, whatever a damaged file raised
+        raise AssetError(f"{path} has no readable config.json: {why}") from why
+    load_packed(model, path, dtype=dtype)
+    if not (path / "tokenizer_config.json").is_file():
+        return model, None
+    return model, AutoTokenizer.from_pretrained(path, **safe)
 
 
 def _hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:

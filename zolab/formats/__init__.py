@@ -4,5 +4,6 @@ Nothing here ever has a decoded copy of a model, and nothing of a file is execut
 """
 
 from zolab.formats.asread import Saved, save_as_read
+from zolab.formats.own import load_packed, save_packed
 
-__all__ = ["Saved", "save_as_read"]
+__all__ = ["Saved", "load_packed", "save_as_read", "save_packed"]

@@ -21,8 +21,8 @@ import numpy as np
 
 from zolab.assets import AssetError
 from zolab.formats.blocks import KINDS, Array
+from zolab.formats.safe import PIECE, fill
 
-PIECE = 1 << 20  # bytes read at once
 # number: (struct's letter, bytes); 8 is a string, 9 an array
 SCALARS = dict(
     zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?QqdD", strict=False),
@@ -69,11 +69,7 @@ class Gguf:
             file.seek(entry.start)
             for a in range(0, entry.rows, count):
                 out = np.empty((min(count, entry.rows - a), width), np.uint8)
-                view = memoryview(out.data).cast("B")
-                while len(view):
-                    if not (done := file.readinto(view)):
-                        raise AssetError(f"{self.path} ends within {entry.name}")
-                    view = view[done:]
+                fill(file, out, self.path)
                 yield a, out
 
     def _read(self, file: BinaryIO) -> None:

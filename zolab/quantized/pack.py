@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,16 @@ def put(module: nn.Module, leaf: str, packed: Packed, dtype: torch.dtype) -> Non
         weight.zolab_away = True  # type: ignore[attr-defined]
     module._parameters[leaf] = weight
     module.register_parameter(f"{leaf}_scale", packed.scale)
+    if relink not in module._load_state_dict_post_hooks.values():
+        module.register_load_state_dict_post_hook(relink)
+
+
+def relink(module: nn.Module, keys: object) -> None:
+    """load_state_dict(assign=True) replaces weights and scales one by one."""
+    for leaf, p in module._parameters.items():
+        scale = module._parameters.get(f"{leaf}_scale")
+        if scale is not None and p is not None and hasattr(p, "packed"):
+            p.packed = replace(p.packed, scale=scale)
 
 
 def described(shape: torch.Size, codec: Codec) -> Packed:

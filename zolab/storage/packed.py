@@ -154,6 +154,11 @@ class PackedWeight(Tensor):
         out.packed = packed
         return out
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise SpaceError(
+            "a packed weight is not pickled: zolab.save_packed(model, folder) stores it"
+        )
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -232,7 +237,26 @@ def _set_data(x: PackedWeight, value: Tensor) -> None:
     x.packed = value.packed  # type: ignore[attr-defined]
 
 
+def _copy(x: Any, source: Any, *_: Any, **__: Any) -> Any:
+    """Codes and scales from a weight of the same codec: what load_state_dict does."""
+    if not _is(x):
+        return Tensor.copy_(x, _decoded(source))
+    a, b = x.packed, source.packed if _is(source) else None
+    alike = (a.codec, a.shape, a.unit is None)
+    if b is None or (b.codec, b.shape, b.unit is None) != alike:
+        raise SpaceError(
+            f"{x!r} was to be overwritten by {source if b else 'values'}: "
+            "only what is packed alike can; zolab.unpack(model), or pack the other"
+        )
+    pairs = (a.codes, b.codes), (a.scale.data, b.scale.data), (a.zero, b.zero)
+    for mine, other in (*pairs, (a.unit, b.unit)):
+        if mine is not None and mine is not other:
+            mine.copy_(other)
+    return x
+
+
 _SPECIAL: dict[Any, Any] = {
+    Tensor.copy_: _copy,
     Tensor.detach: lambda x: _alike(x, x.packed),
     Tensor.data.__get__: lambda x: _alike(x, x.packed),  # type: ignore[attr-defined]
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
