@@ -17,11 +17,16 @@ from zolab.plan.shape import Shape
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes a token: `kept` for backward, `forward` alive without it, `back` on top."""
+    """Bytes a token: `kept` for backward, `forward` alive without it, `back` on top.
+
+    A model that `waits` before its next block holds its hidden state, and what its
+    frames hold of embeddings.
+    """
 
     kept: float
     forward: float
     back: float
+    waits: float = 0.0
 
 
 def block(shape: Shape, b: int, *, frozen: bool = False, rank: int = 0) -> Block:
@@ -38,6 +43,7 @@ def block(shape: Shape, b: int, *, frozen: bool = False, rank: int = 0) -> Block
         kept=2 * norm(shape, b, frozen=frozen) + attention + wide + low,
         forward=alive[shape.family] * b,
         back=(2 * f + h) * b,
+        waits={"opt": 3, "gpt2": 2, "llama": 2}[shape.family] * h * b,
     )
 
 

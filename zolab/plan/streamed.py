@@ -110,18 +110,22 @@ def _block(shape: Shape, window: Window) -> int:
 def streamed(shape: Shape, work: Work, window: Window | None = None) -> Memory:
     """The device's fullest moment: one probe computes while the others wait.
 
-    A waiting probe holds its hidden states, h b bytes a token.
+    A waiting probe holds its hidden states, h b bytes a token, and the embeddings that
+    the model's own frames still name: as much again, twice as much in OPT.
     """
     v = window or Window()
     n, b = work.count, work.bytes
     kept, hidden = on_device(shape, b, v), n * shape.width * b
-    inside = n * block(shape, b).forward + (v.together - 1) * hidden
+    inside, waits = n * block(shape, b).forward, n * block(shape, b).waits
+    if shape.family == "gpt2":  # its positions, once for all sequences
+        waits += work.tokens * shape.width * b
+    waiting = (v.together - 1) * waits
     logits = n * forward_logits(shape, b)
     base = (kept.window + kept.rest, 0.0, 0.0)
     extra = kept.scratch + kept.vectors + kept.delta
     moments = [
-        Memory("a block", *base, inside, 0.0, extra),
-        Memory("the loss", *base, v.together * hidden, logits, extra),
+        Memory("a block", *base, inside + waiting, 0.0, extra),
+        Memory("the loss", *base, hidden + waiting, logits, extra),
     ]
     return max(moments, key=lambda m: m.total)
 
