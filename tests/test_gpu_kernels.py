@@ -22,7 +22,14 @@ SLOT = slot_id("w")
 
 def draws(families, scale=1e-3):
     return [
-        Draw(stream(make_key(3, i), SLOT), f, round16((-1) ** i * scale * (i + 1)))
+        Draw(
+            stream(make_key(3, i), SLOT),
+            f,
+            round16((-1) ** i * scale * (i + 1)),
+            stream(make_key(5, i), SLOT),
+            rank=4,
+            columns=53,
+        )
         for i, f in enumerate(families)
     ]
 
@@ -47,7 +54,8 @@ def values(n, dtype, device):
     return w.to(dtype).to(device)
 
 
-MIXES = [["rademacher"], ["near_normal"], [*FAMILIES, "rademacher"]]
+KNOWN = (*FAMILIES, "low_rank", "rounded")
+MIXES = [[f] for f in KNOWN] + [[*KNOWN, "rademacher"]]
 
 
 def check_materialise(gpu, device, n=1500):
@@ -82,7 +90,7 @@ def check_update(gpu, device, n=1500):
             for bits in ([rounding(0), rounding(1), None], [None, None, None]):
                 steps = [
                     Step(decay, tuple(draws(m, scale)), r)
-                    for m, r in zip(MIXES, bits, strict=True)
+                    for m, r in zip(MIXES[-3:], bits, strict=True)
                 ]
                 a = values(n, dtype, device)
                 b = a.clone()
@@ -130,8 +138,11 @@ def test_interpreted_kernels_equal_the_reference():
 
 @needs_triton
 @pytest.mark.parametrize("ones", [(), ("terms", "steps", "n", "start")])
-@pytest.mark.parametrize("name", ["_materialise", "_rows", "_update"])
-def test_kernels_compile_for_a_gpu_without_contraction(name, ones):
+@pytest.mark.parametrize(
+    "name, family",
+    [("_materialise", 0), ("_rows", 0), ("_update", 0), ("_materialise", 4)],
+)
+def test_kernels_compile_for_a_gpu_without_contraction(name, family, ones):
     """ptxas accepts them (that needs no GPU), and no product is fused with a sum.
 
     No shared memory: one layout throughout, so a thread draws a hash for its row and
@@ -147,7 +158,7 @@ def test_kernels_compile_for_a_gpu_without_contraction(name, ones):
     kinds |= dict.fromkeys(["words", "table", "index"], "*i64")
     kinds |= dict.fromkeys(["base", "out"], "*bf16")
     kernel = getattr(gpu, name)
-    constants = {"R": gpu.ROWS, "FAMILY": 0}
+    constants = {"R": gpu.ROWS, "FAMILY": family}
     constants |= {a: 1 for a in kernel.arg_names if a in ones}
     signature = {
         a: "constexpr" if a in constants else kinds[a] for a in kernel.arg_names

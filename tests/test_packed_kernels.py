@@ -1,7 +1,12 @@
 """The kernels for packed weights give the bits of their definition, in any slice."""
 
 import copy
+import importlib.util
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +21,12 @@ from zolab.storage import Draw, Step, coded, coded_plain, cpu, plain
 from zolab.storage.codecs import WHOLE, codec
 from zolab.storage.packed import Packed, pack_tensor, unpack_bits, where
 
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
 NAMES = ("int8", "int4", "int2", "uint8", "uint4", "uint2", "nf4", "e4m3")
 GROUPS = (0, WHOLE, 32, 3)
-SHAPE = (9, 131)  # an odd number of elements, and 64 cut in every row
+SHAPE = (7, 131)  # an odd number, rows that cut 64 in two, one Triton program
 SLOT, RIGHT = slot_id("w"), stream(make_key(5, 0), slot_id("w"))
 FAMILIES = ("rademacher", "near_normal", "rounded", "low_rank")
 MIXES = [(), *((f,) for f in FAMILIES), FAMILIES]
@@ -62,13 +70,20 @@ def same(a, b):
     return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-def check_materialise(kernels, device, name):
-    n = torch.Size(SHAPE).numel()
-    for group, snap in itertools.product(GROUPS, (False, True)):
+ALL = tuple(itertools.product(GROUPS, (False, True)))  # group size, snap
+N = torch.Size(SHAPE).numel()
+
+
+KINDS = (torch.float32, torch.bfloat16)
+SLICES = ((0, N), (1, 2), (77, N - 3))
+
+
+def check_materialise(kernels, device, name, cases=ALL, slices=SLICES, kinds=KINDS):
+    for group, snap in cases:
         p = packed(name, group, snap=snap, device=device)
-        for start, stop in ((0, n), (1, 2), (77, n - 3), (640, 640 + 128)):
+        for start, stop in slices:
             mixes = MIXES if start == 77 and group == 32 else MIXES[-1:]
-            for mix, kind in itertools.product(mixes, (torch.float32, torch.bfloat16)):
+            for mix, kind in itertools.product(mixes, kinds):
                 a = torch.empty(stop - start, dtype=kind, device=device)
                 b, s = torch.empty_like(a), grid(p, start, stop - start)
                 coded_plain.materialise(p, draws(mix), a, start, *s)
@@ -76,13 +91,13 @@ def check_materialise(kernels, device, name):
                 assert same(a, b), (name, group, snap, start, mix, kind)
 
 
-def check_rows(kernels, device, name):
-    index = torch.tensor([0, 8, 5, 5, 1], device=device)
-    for group, snap in itertools.product(GROUPS, (False, True)):
+def check_rows(kernels, device, name, cases=ALL):
+    index = torch.tensor([0, 6, 5, 5, 1], device=device)
+    for group, snap in cases:
         p = packed(name, group, snap=snap, device=device)
         at = p.row(index)
         s, zero = p.scales()[at], None if p.zero is None else p.zero[at]
-        for kind in (torch.float32, torch.bfloat16):
+        for kind in KINDS:
             a = torch.empty(5, SHAPE[1], dtype=kind, device=device)
             b = torch.empty_like(a)
             coded_plain.rows(p, draws(FAMILIES), index, a, s, zero)
@@ -100,9 +115,11 @@ def steps(scale, decay, rounded=True):
     ]
 
 
-def check_update(kernels, device, name):
-    settings = [(1e-5, 1.0, True), (3e-3, round32(0.9), True), (1e-1, 1.0, False)]
-    for group, snap in itertools.product(GROUPS, (False, True)):
+SETTINGS = ((3e-3, round32(0.9), True), (1e-5, 1.0, True), (1e-1, 1.0, False))
+
+
+def check_update(kernels, device, name, cases=ALL, settings=SETTINGS):
+    for group, snap in cases:
         for scale, decay, rounded in settings:
             a, b = (packed(name, group, snap=snap, device=device) for _ in range(2))
             before = a.codes.clone()
@@ -122,6 +139,72 @@ def test_numba_equals_the_definition(check, name):
     from zolab.storage import coded_cpu
 
     check(coded_cpu, "cpu", name)
+
+
+FEW = {  # the interpreter takes a second for what numba does in a millisecond
+    "int4": ((32, False), (WHOLE, True)),
+    "uint2": ((3, False),),
+    "nf4": ((0, False),),
+    "e4m3": ((32, True),),
+}
+RUN = """
+from zolab.storage import coded_gpu as k
+import test_packed_kernels as t
+for name, cases in t.FEW.items():
+    t.check_materialise(k, "cpu", name, cases, t.SLICES[2:], t.KINDS[1:])
+    if name == "int4":
+        t.check_rows(k, "cpu", name, cases[-1:])
+    t.check_update(k, "cpu", name, cases, t.SETTINGS[:1])
+"""
+
+
+@needs_triton
+def test_interpreted_triton_equals_the_definition():
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here.parent), str(here)])
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", RUN], check=True, env=env)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ("_materialise", "_rows", "_update"))
+@pytest.mark.parametrize("even", (True, False))
+def test_triton_compiles_for_a_gpu_without_contraction(name, even):
+    """ptxas accepts them, and no product is fused with a sum."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from zolab.storage import coded_gpu
+
+    kernel = getattr(coded_gpu, name)
+    kinds = dict.fromkeys(["words", "index"], "*i64") | {"codes": "*u8", "start": "i64"}
+    kinds |= dict.fromkeys(["scale", "zero", "levels"], "*fp32") | {"out": "*bf16"}
+    kinds["table"] = "*i64" if name == "_update" else "*fp32"
+    size = {"COLUMNS": 4096, "GROUP": 64, "BITS": 4, "R": coded_gpu.ROWS}
+    size |= {"ZERO": not even, "EVEN": even, "SNAP": False, "FAMILY": 3 * even}
+    constants = {a: size[a] for a in kernel.arg_names if a in size}
+    signature = {
+        a: "constexpr" if a in constants else kinds.get(a, "i32")
+        for a in kernel.arg_names
+    }
+    source = ASTSource(kernel, signature, constexprs=constants)
+    made = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options=coded_gpu.EXACT
+    )
+    assert "mul" in made.asm["ptx"] and "fma.rn.f32" not in made.asm["ptx"]
+    assert made.metadata.shared == 0 or not even
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_triton_equals_the_definition_on_cuda(check, name):
+    from zolab.storage import coded_gpu
+
+    check(coded_gpu, "cuda", name)
 
 
 @pytest.mark.parametrize("threads", (1, 2, 3))

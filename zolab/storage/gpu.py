@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 ROWS = 16
 _GOLDEN, _MUL1, _MUL2 = map(tl.constexpr, (GOLDEN, MUL1, MUL2))
-KNOWN = FAMILIES
-assert KNOWN == ("rademacher", "near_normal")
+KNOWN = (*FAMILIES, "low_rank", "rounded")
+RADEMACHER, NEAR_NORMAL, LOW_RANK, ROUNDED, MIXED = map(tl.constexpr, range(5))
+assert KNOWN[:2] == ("rademacher", "near_normal")
 
 
 def materialise(base: Tensor, draws: Sequence[Draw], out: Tensor, start: int) -> None:
@@ -95,11 +96,14 @@ def _send(words: list[int], device: torch.device) -> Tensor:
 
 
 def _pack(draws: Sequence[Draw], device: torch.device) -> tuple[Tensor, int]:
-    """(K, K', family, bits of the scale) of every term; their family, 2 if mixed."""
-    words = [[*d.stream, FAMILIES.index(d.family), _bits(d.scale)] for d in draws]
-    families = {w[2] for w in words} or {0}
-    family = families.pop() if len(families) == 1 else 2
-    return _send([w for four in words for w in four], device), family
+    """Eight words a term, as `_term` reads them; their family, MIXED if they differ."""
+    words = [
+        [*d.stream, *d.right, KNOWN.index(d.family), _bits(d.scale), d.rank, d.columns]
+        for d in draws
+    ]
+    families = {w[4] for w in words} or {0}
+    family = families.pop() if len(families) == 1 else MIXED.value
+    return _send([w for eight in words for w in eight], device), family
 
 
 @triton.jit
@@ -171,24 +175,59 @@ def _near_normal(k, k2, element):
 
 
 @triton.jit
-def _moved(w, row, element, words, first, last, FAMILY: tl.constexpr):
-    """w + sum s z, terms in order.
+def _low_rank(k, k2, r, r2, rank, columns, element):
+    unlike = _hash(k, k2, element // columns) ^ _hash(r, r2, element % columns)
+    rank = rank.to(tl.int32)
+    ones = _popcount(unlike << (64 - rank)).to(tl.int32)  # of the lowest `rank` bits
+    return (rank - 2 * ones).to(tl.float32)
 
-    The family is known at compile time (2: they differ). A branch on a loaded value
-    would leave Triton without one layout, and each thread with eight hashes for one.
+
+@triton.jit
+def _rounded(k, k2, c, c2, bits, element):
+    """near_normal on the grid of step 2^(4 - bits), by 16 bits an element."""
+    bits = bits.to(tl.int32)
+    step = ((131 - bits) << 23).to(tl.float32, bitcast=True)
+    x = _near_normal(k, k2, element) * ((123 + bits) << 23).to(tl.float32, bitcast=True)
+    low = tl.floor(x)
+    chance = (_hash(c, c2, element >> 2) >> ((element & 3) * 16)) & 0xFFFF
+    up = chance.to(tl.int32).to(tl.float32) < (x - low) * 65536.0
+    return (low + up.to(tl.float32)) * step
+
+
+@triton.jit
+def _term(words, t, row, element, FAMILY: tl.constexpr):
+    """The scale of term t, and its z at the elements.
+
+    The family is known at compile time. A branch on a loaded value would leave Triton
+    without one layout, and each thread with eight hashes for one.
     """
+    word = words + 8 * t
+    k, k2 = tl.load(word).to(tl.uint64), tl.load(word + 1).to(tl.uint64)
+    r, r2 = tl.load(word + 2).to(tl.uint64), tl.load(word + 3).to(tl.uint64)
+    kind, s = tl.load(word + 4), _float(tl.load(word + 5))
+    rank, columns = tl.load(word + 6), tl.load(word + 7).to(tl.uint64)
+    if FAMILY == RADEMACHER:
+        z = _rademacher(k, k2, row, element)
+    elif FAMILY == NEAR_NORMAL:
+        z = _near_normal(k, k2, element)
+    elif FAMILY == LOW_RANK:
+        z = _low_rank(k, k2, r, r2, rank, columns, element)
+    elif FAMILY == ROUNDED:
+        z = _rounded(k, k2, r, r2, rank, element)
+    else:
+        z = _rademacher(k, k2, row, element)
+        z = tl.where(kind == NEAR_NORMAL, _near_normal(k, k2, element), z)
+        low = _low_rank(k, k2, r, r2, tl.maximum(rank, 1), columns, element)
+        z = tl.where(kind == LOW_RANK, low, z)
+        z = tl.where(kind == ROUNDED, _rounded(k, k2, r, r2, rank, element), z)
+    return s, z
+
+
+@triton.jit
+def _moved(w, row, element, words, first, last, FAMILY: tl.constexpr):
+    """w + sum s z, terms in order."""
     for t in range(first, last):
-        k = tl.load(words + 4 * t).to(tl.uint64)
-        k2 = tl.load(words + 4 * t + 1).to(tl.uint64)
-        s = _float(tl.load(words + 4 * t + 3))
-        if FAMILY == 0:
-            z = _rademacher(k, k2, row, element)
-        elif FAMILY == 1:
-            z = _near_normal(k, k2, element)
-        else:
-            sign = _rademacher(k, k2, row, element)
-            z = _near_normal(k, k2, element)
-            z = tl.where(tl.load(words + 4 * t + 2) == 0, sign, z)
+        s, z = _term(words, t, row, element, FAMILY)
         w = w + s * z
     return w
 
