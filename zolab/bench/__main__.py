@@ -10,6 +10,7 @@ from typing import Any
 from zolab.bench import (
     estimators,
     giant,
+    grid,
     journal,
     memory,
     methods,
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the items, print their lines, write their records."""
     argv = sys.argv[1:] if argv is None else argv
     # with options of their own
-    own = {"methods": methods, "suggestion": suggestion, "table": table}
+    own = {"methods": methods, "suggestion": suggestion, "table": table, "grid": grid}
     own |= {"estimators": estimators, "peak": peak}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])

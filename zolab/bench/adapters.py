@@ -33,22 +33,28 @@ class LoRA(nn.Module):
         super().__init__()
         self.base, self.scale = base, ALPHA / rank
         n, m = base.out_features, base.in_features
+        like = {"device": base.weight.device, "dtype": base.weight.dtype}
         a = torch.randn(rank, m, generator=generator) / math.sqrt(m)
-        self.a = nn.Parameter(a.to(base.weight))
-        self.b = nn.Parameter(torch.zeros(n, rank).to(base.weight))
+        self.a = nn.Parameter(a.to(**like))
+        self.b = nn.Parameter(torch.zeros(n, rank, **like))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., m) -> (..., n)."""
         return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
 
 
-def lora(model: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Put LoRA on every query and value projection, in place; the rest is frozen."""
+def lora(
+    model: nn.Module, *, seed: int = 0, targets: tuple[str, ...] = TARGETS
+) -> nn.Module:
+    """Put LoRA on every linear of these names, in place; the rest is frozen.
+
+    The weights may be packed: on NF4 it is QLoRA (arXiv:2305.14314).
+    """
     model.requires_grad_(False)
     g = torch.Generator().manual_seed(seed)
-    found = [n for n, _ in model.named_modules() if n.rpartition(".")[2] in TARGETS]
+    found = [n for n, _ in model.named_modules() if n.rpartition(".")[2] in targets]
     if not found:
-        raise ZolabError(f"the model has no layer called {' or '.join(TARGETS)}")
+        raise ZolabError(f"the model has no layer called {' or '.join(targets)}")
     for name in found:
         place, _, leaf = name.rpartition(".")
         parent = model.get_submodule(place)

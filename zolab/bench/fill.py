@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from zolab.bench.judge import JOBS
 from zolab.bench.record import machine
-from zolab.bench.rows import ROWS, Job, plan_of
+from zolab.bench.rows import ALL, ROWS, Job, Row, plan_of
 from zolab.bench.shapes import Setting
 from zolab.errors import ZolabError
 
@@ -65,10 +65,14 @@ class Table:
         *,
         workers: int = 1,
         run: Runner | None = None,
+        item: str = "table",
+        rows: Mapping[str, Row] = ROWS,
+        timer: str = "mezo",
     ) -> None:
         self.path, self.seeds, self.workers = path, seeds, workers
         self.run = run or (child if workers > 1 else here)
-        self.record = _start(path, base)
+        self.item, self.timer = item, timer  # the row by which steps are cut
+        self.record = _start(path, base, item, rows)
         self.plan = plan_of(base.model)
         self.base = replace(base, steps=self.record["setting"]["steps"])
 
@@ -91,7 +95,7 @@ class Table:
                     self.record["chosen"][row] = self._best(row)
             self._go("run", self._judging(rows), bar)
         if len(self.record["runs"]) > had:
-            self.record |= _where(self.base)
+            self.record |= _where(self.base, self.item)
         self._write()
         return self.record
 
@@ -156,14 +160,15 @@ class Table:
     def _cut(self, rows: Sequence[str], seconds: float) -> None:
         """Fewer steps, when they would not fit: timed with all workers at once."""
         costs = {row: self.record["costs"].get(row, {}) for row in rows}
-        if self.record["runs"] or "step_seconds" not in costs.get("mezo", {}):
+        if self.record["runs"] or "step_seconds" not in costs.get(self.timer, {}):
             return  # a run that goes on keeps its number of steps
         began = time.monotonic()
         with ThreadPoolExecutor(self.workers) as pool:
-            jobs = [self._middle("mezo")] * self.workers
+            jobs = [self._middle(self.timer)] * self.workers
             loaded = list(pool.map(partial(self.run, "measure"), jobs))
         spent = time.monotonic() - began  # what a run costs beside its steps
-        slow = max(x["step_seconds"] for x in loaded) / costs["mezo"]["step_seconds"]
+        alone = costs[self.timer]["step_seconds"]
+        slow = max(x["step_seconds"] for x in loaded) / alone
         steps = self.base.steps
         work = slow * sum(
             self._runs(row) * self.plan.steps_of(row, steps) * cost["step_seconds"]
@@ -190,7 +195,7 @@ class Table:
 
     def _many(self, row: str) -> int:
         """Seeds: without training sentences there is nothing that one could change."""
-        return 1 if ROWS[row].how in ("majority", "zero") else self.seeds
+        return 1 if ALL[row].how in ("majority", "zero") else self.seeds
 
     def _runs(self, row: str) -> int:
         return len(self._tuning([row])) + self._many(row)
@@ -211,7 +216,7 @@ def name_of(job: Job) -> str:
     return f"{job.row} {'tune ' if job.tune else ''}{job.value:g} seed {job.seed}"
 
 
-def _start(path: Path, base: Job) -> dict[str, Any]:
+def _start(path: Path, base: Job, item: str, rows: Mapping[str, Row]) -> dict[str, Any]:
     """The file's record, when it has this setting, else a new one."""
     setting = {k: v for k, v in asdict(base).items() if k in SETTING}
     if path.exists():
@@ -220,11 +225,11 @@ def _start(path: Path, base: Job) -> dict[str, Any]:
             return record
     plan = plan_of(base.model)
     return {
-        "item": "table",
+        "item": item,
         "asked": setting,
         "setting": setting | {"words": plan.words, "batch": plan.batch},
-        **_where(base),
-        "grids": {row: plan.grid(row) for row in ROWS},
+        **_where(base, item),
+        "grids": {row: plan.grid(row) for row in rows},
         "costs": {},
         "runs": {},
         "chosen": {},
@@ -232,8 +237,8 @@ def _start(path: Path, base: Job) -> dict[str, Any]:
     }
 
 
-def _where(base: Job) -> dict[str, Any]:
+def _where(base: Job, item: str) -> dict[str, Any]:
     """Machine, versions, commit and command of the last runs."""
-    where = machine("table", Setting(base.device, base.model, (1,), 1))
-    command = f"python -m zolab.bench table --model {base.model}"
+    where = machine(item, Setting(base.device, base.model, (1,), 1))
+    command = f"python -m zolab.bench {item} --model {base.model}"
     return where | {"command": f"{command} --device {base.device}"}

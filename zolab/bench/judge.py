@@ -23,7 +23,7 @@ import zolab
 from zolab.bench.adapters import Prefix, lora
 from zolab.bench.fits import FITS, InContext, held_out, score
 from zolab.bench.ledger import ledger
-from zolab.bench.rows import ROWS, Job, Row, plan_of
+from zolab.bench.rows import ALL, Job, Row, plan_of
 from zolab.models import load_model
 from zolab.tasks import Batch, Sentiment, accuracy, all_margins, f1, loss, splits
 
@@ -44,7 +44,7 @@ def run(job: Job) -> dict[str, Any]:
     [step, accuracy] on the way; "flat": the share of steps whose two answers were
     equal; "ended": the step at which losses ceased to be finite}
     """
-    row, plan = ROWS[job.row], plan_of(job.model)
+    row, plan = ALL[job.row], plan_of(job.model)
     model, tokenizer = _model(job)
     model.to(job.device)
     task = Sentiment(tokenizer, words=plan.words, max_tokens=plan.max_tokens)
@@ -83,7 +83,7 @@ def measure(job: Job) -> dict[str, Any]:
     On a CPU seconds are the processor's, on one thread; on a GPU the clock's.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler greets on stderr
-    row, plan = ROWS[job.row], plan_of(job.model)
+    row, plan = ALL[job.row], plan_of(job.model)
     base, tokenizer = _model(job)
     task = Sentiment(tokenizer, words=plan.words, max_tokens=plan.max_tokens)
     data = splits(train=job.train, dev=0, test=2, seed=0)
@@ -123,6 +123,10 @@ Step = Callable[[Batch, float], float]
 
 def start(model: Any, row: Row, job: Job) -> tuple[Any, Step]:
     """What moves, and the step that moves it at `job.value` times a share."""
+    if row.codec or row.how in ("lean", "adam8") or row.options:
+        from zolab.bench import grid  # what chapter 14 does without
+
+        return grid.start(model, row, job, OBJECTIVES[row.objective])
     if row.moves == "lora":
         model = lora(model, seed=job.seed)
     if row.moves == "prefix":

@@ -7,14 +7,17 @@ LoRA and on a prefix, MeZO on accuracy and on F1, AdamW. After table 1 of MeZO
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Row:
     """What a row is called, how it is fitted, and what may be tuned (`knob`).
 
-    wide: so many times the sentences a step, and as many times fewer steps.
+    wide: so many times the sentences a step, and as many times fewer steps. codec: the
+    model is packed in it first. options: what the optimizer is told besides.
     """
 
     label: str
@@ -24,6 +27,8 @@ class Row:
     eps: float = 1e-3
     knob: str = ""
     wide: int = 1
+    codec: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 # eps: the paper's for all weights, LoRA and a prefix. A count of right answers stands
@@ -41,6 +46,28 @@ ROWS = {
     "mezo-f1": Row("MeZO on F1", "mezo", "all", "f1", 3e-2, "lr", 4),
     "adamw": Row("AdamW", "adamw", knob="lr"),
 }
+FIRST_ORDER = ("adamw", "adam8", "steps", "qlora")
+
+# The methods of chapter 42, each beside its twin that differentiates. A probe holds one
+# matrix decoded, a backward pass one block.
+GRID = {
+    "zero": ROWS["zero"],
+    "bias": ROWS["bias"],
+    "mezo-lean": Row("MeZO, fp32", "lean", knob="lr"),
+    "quzo-8": Row("QuZO, int8", "quzo", knob="lr", codec="int8"),
+    "quzo-4": Row("QuZO, int4", "quzo", knob="lr", codec="int4"),
+    "zoqo-8": Row("ZOQO, int8", "zoqo", knob="eps", codec="int8"),
+    "qzo": Row("QZO, int4", "qzo", knob="lr", codec="int4"),
+    "qzo-factors": Row(
+        "QZO, int4, relative", "qzo", knob="lr", codec="int4", eps=1e-2,
+        options={"relative": True},
+    ),
+    "adam-lean": Row("AdamW, fp32", "adamw", knob="lr", options={"lean": True}),
+    "adam8": Row("AdamW, 8-bit states", "adam8", knob="lr"),
+    "steps": Row("AdamW on scales, int4", "steps", knob="lr", codec="int4"),
+    "qlora": Row("QLoRA, nf4", "qlora", knob="lr", codec="nf4"),
+}  # fmt: skip
+ALL = ROWS | GRID
 TRAINED = tuple(name for name, row in ROWS.items() if row.knob == "lr")
 FREE: dict[str, tuple[float, ...]] = {"context": (2, 4, 8), "probe": (1e-3, 1e-2, 1e-1)}
 
@@ -61,7 +88,8 @@ class Plan:
 
     def steps_of(self, row: str, steps: int) -> int:
         """Of this row, when MeZO takes `steps`."""
-        share = 10 if row == "adamw" else ROWS[row].wide
+        how = ALL[row]
+        share = 10 if how.how in FIRST_ORDER else how.wide
         return max(4, steps // share)
 
 
@@ -79,6 +107,16 @@ PLANS = {
             "mezo-accuracy": (3e-4, 1e-3, 3e-3),
             "mezo-f1": (3e-4, 1e-3, 3e-3),
             "adamw": (1e-4, 3e-4, 1e-3),
+            "mezo-lean": (3e-4, 1e-3, 3e-3),
+            "quzo-8": (3e-4, 1e-3, 3e-3),
+            "quzo-4": (3e-5, 3e-4, 3e-3),
+            "zoqo-8": (1e-3, 4e-3, 1.6e-2),
+            "qzo": (1e-5, 3e-5, 1e-4),
+            "qzo-factors": (1e-3, 3e-3, 1e-2),
+            "adam-lean": (1e-4, 3e-4, 1e-3),
+            "adam8": (1e-4, 3e-4, 1e-3),
+            "steps": (1e-4, 3e-4, 1e-3),
+            "qlora": (1e-3, 3e-3, 1e-2),
         },
     ),
     "smollm2-135m": Plan(

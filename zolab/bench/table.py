@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,19 @@ import torch
 from zolab.bench.fill import Table
 from zolab.bench.fits import right_ones
 from zolab.bench.record import RESULTS
-from zolab.bench.rows import ROWS, Job, plan_of
+from zolab.bench.rows import ROWS, Job, Row, plan_of
 
 
 def recorded(
-    model: str, *, folder: Path = RESULTS, device: str | None = None
+    model: str,
+    *,
+    folder: Path = RESULTS,
+    device: str | None = None,
+    item: str = "table",
 ) -> dict[str, Any] | None:
     """The model's record, from a GPU if there is one; None when nobody made it."""
     for where in (device,) if device else ("cuda", "cpu"):
-        path = folder / f"bench-table-{where}-{model}.json"
+        path = folder / f"bench-{item}-{where}-{model}.json"
         if path.exists():
             return json.loads(path.read_text("utf-8"))
     return None
@@ -85,7 +90,14 @@ def ahead(record: dict[str, Any], row: str, other: str) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Fill the table, print its rows."""
-    parser = argparse.ArgumentParser(prog="python -m zolab.bench table")
+    return command(argv, "table", ROWS, "mezo")
+
+
+def command(
+    argv: list[str] | None, item: str, rows: Mapping[str, Row], timer: str
+) -> int:
+    """The command of a table of these rows."""
+    parser = argparse.ArgumentParser(prog=f"python -m zolab.bench {item}")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--minutes", type=float, help="cut the steps to fit (workers)")
@@ -93,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="of MeZO; default: the model's")
     parser.add_argument("--train", type=int, default=1000, help="sentences")
     parser.add_argument("--held-out", type=int, default=1000, help="snippets")
-    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=[*ROWS])
+    parser.add_argument("--only", nargs="+", choices=list(rows), default=[*rows])
     parser.add_argument("--workers", type=int, help="default: 8 on a GPU, else 1")
     parser.add_argument("--out", type=Path, default=RESULTS)
     a = parser.parse_args(argv)
@@ -107,10 +119,13 @@ def main(argv: list[str] | None = None) -> int:
         device=a.device,
     )
     table = Table(
-        a.out / f"bench-table-{a.device}-{a.model}.json",
+        a.out / f"bench-{item}-{a.device}-{a.model}.json",
         base,
         a.seeds,
         workers=a.workers or (8 if cuda else 1),
+        item=item,
+        rows=rows,
+        timer=timer,
     )
     record = table.fill(a.only, a.minutes or (25.0 if cuda else None))
     for name, error in record["failed"].items():
@@ -118,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     for row in [row for row in a.only if judged(record, row)]:
         scores = [run["score"]["accuracy"] for run in judged(record, row)]
         print(
-            f"  {ROWS[row].label:17} {min(scores):.3f} to {max(scores):.3f}, "
+            f"  {rows[row].label:21} {min(scores):.3f} to {max(scores):.3f}, "
             f"{record['costs'][row]['peak_mb']:6.0f} MB, {seconds(record, row):6.1f} s"
         )
     return 1 if record["failed"] else 0
