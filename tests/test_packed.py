@@ -339,6 +339,23 @@ def test_gradients_reach_scales_and_inputs():
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("relative", (False, True))
+def test_the_gradient_of_a_scale_is_that_of_the_definition(name, relative):
+    """Also with zero points, units and a group that is cut short."""
+    layer = zolab.pack(nn.Linear(10, 4, bias=False), name, group=4)
+    p = layer.weight.packed
+    if relative:
+        p.relative()
+    p.scale.requires_grad_(True)
+    x = torch.linspace(-1, 1, 30).view(3, 10)
+    found = [
+        torch.autograd.grad(w.square().sum(), p.scale)[0]
+        for w in (layer(x), F.linear(x, p.decode()))
+    ]
+    torch.testing.assert_close(*found)
+
+
 def test_codecs_as_published():
     assert len(codec("e4m3").table) == 253 and codec("e4m3").top == 448
     assert codec("nf4").table[7] == 0.0 and len(codec("nf4").table) == 16

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from zolab.errors import SpaceError
 from zolab.metadata import METADATA
-from zolab.storage.codecs import Codec, fit, nearest
+from zolab.storage.codecs import Codec, by_group, fit, nearest
 
 
 @dataclass(eq=False)
@@ -181,20 +181,39 @@ def _is(x: Any) -> bool:
 
 def _decoded(x: Any) -> Any:
     if isinstance(x, PackedWeight):
-        grad = torch.is_grad_enabled() and x.packed.scale.requires_grad
-        return values(x.packed, x.dtype) if not grad else x.packed.decode().to(x.dtype)
+        if torch.is_grad_enabled() and x.packed.scale.requires_grad:
+            return _Decoded.apply(x.packed.scale, x.packed, x.dtype)
+        return values(x.packed, x.dtype)
     if isinstance(x, tuple | list):
         return type(x)(_decoded(y) for y in x)
     return {k: _decoded(v) for k, v in x.items()} if isinstance(x, dict) else x
 
 
-def values(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The decoded tensor, by the kernels of the device it lies on."""
+class _Decoded(torch.autograd.Function):
+    """`Packed.decode` by the kernels; backward decodes again and keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, packed: Packed, dtype: torch.dtype) -> Tensor:
+        ctx.packed, ctx.like = packed, scale
+        return values(packed, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        one = torch.ones(ctx.like.shape, device=grad.device)
+        level = values(ctx.packed, scale=one)
+        per_group = by_group(level.mul_(grad), ctx.packed.codec).sum(-1)
+        return per_group.to(ctx.like.dtype), None, None
+
+
+def values(
+    packed: Packed, dtype: torch.dtype = torch.float32, scale: Tensor | None = None
+) -> Tensor:
+    """The decoded tensor, by the kernels of its device; `scale` instead of its own."""
     from zolab.storage import coded
 
     with torch.inference_mode(False):
         out = torch.empty(packed.shape, dtype=dtype, device=packed.codes.device)
-    coded.materialise(packed, (), out, 0)
+    coded.materialise(packed, (), out, 0, scale)
     return out
 
 
