@@ -33,7 +33,10 @@ class LoRA(nn.Module):
         super().__init__()
         self.base, self.scale = base, ALPHA / rank
         n, m = base.out_features, base.in_features
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
+        like: dict[str, Any] = {
+            "device": base.weight.device,
+            "dtype": base.weight.dtype,
+        }
         a = torch.randn(rank, m, generator=generator) / math.sqrt(m)
         self.a = nn.Parameter(a.to(**like))
         self.b = nn.Parameter(torch.zeros(n, rank, **like))

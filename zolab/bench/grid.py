@@ -46,7 +46,7 @@ def start(model: Any, row: Row, job: Job, ask: Objective) -> tuple[Any, Step]:
 
 def _on_the_grid(model: Any, row: Row, job: Job) -> zolab.ZOOptimizer:
     """`value` is the knob's; a probe decodes one matrix at a time."""
-    known = {row.knob: job.value, "seed": job.seed} | row.options
+    known: dict[str, Any] = {row.knob: job.value, "seed": job.seed, **row.options}
     known["engine"] = zolab.Resident(scratch="one")
     if row.how == "zoqo":
         return zolab.ZOQO(model, lr=1e-9, **known)  # a level at each step

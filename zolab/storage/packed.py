@@ -198,7 +198,7 @@ class _Decoded(torch.autograd.Function):
         return values(packed, dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         one = torch.ones(ctx.like.shape, device=grad.device)
         level = values(ctx.packed, scale=one)
         per_group = by_group(level.mul_(grad), ctx.packed.codec).sum(-1)
