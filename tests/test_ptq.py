@@ -8,7 +8,8 @@ import zolab
 from zolab.bench.gptq import GPTQ
 from zolab.quantized import clip_search
 from zolab.quantized.clip import searched
-from zolab.quantized.fake import FakeLinear, unsigned
+from zolab.quantized.convert import unsigned
+from zolab.quantized.fake import FakeLinear
 from zolab.quantized.hqq import hqq
 from zolab.storage.codecs import codec
 from zolab.storage.packed import pack_tensor, values

@@ -9,8 +9,9 @@ from torch import nn
 
 import zolab
 from zolab.errors import SpaceError
-from zolab.quantized.fake import FakeLinear, fake_quantize, fakes, unsigned
-from zolab.quantized.zeroqat import finish, groups, lighten
+from zolab.quantized.convert import fake_quantize, fakes, finish, lighten, unsigned
+from zolab.quantized.fake import FakeLinear
+from zolab.quantized.zeroqat import groups
 from zolab.storage.codecs import fit
 from zolab.storage.packed import pack_tensor, values
 

@@ -9,11 +9,11 @@
 """
 
 from zolab.quantized.clip import clip_search
-from zolab.quantized.fake import fake_quantize
+from zolab.quantized.convert import fake_quantize, finish
 from zolab.quantized.pack import pack, packed_weights, unpack
 from zolab.quantized.quzo import QuZO, TwoRoundings
 from zolab.quantized.qzo import QZO
-from zolab.quantized.zeroqat import ZeroQAT, finish
+from zolab.quantized.zeroqat import ZeroQAT
 from zolab.quantized.zoqo import ZOQO
 
 __all__ = [

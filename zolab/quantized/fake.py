@@ -18,20 +18,12 @@ through).
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zolab.errors import SpaceError
 from zolab.quantized.clip import searched
-from zolab.space import canonical
 from zolab.storage.codecs import Codec, by_group, span, straight
-from zolab.storage.codecs import codec as codec_of
-
-HEADS = ("*lm_head.weight", "*embed_out.weight", "*score.weight")
 
 
 class FakeLinear(nn.Module):
@@ -138,59 +130,6 @@ def on_grid(x: Tensor, scale: Tensor, zero: Tensor, top: float) -> Tensor:
     return scale * (straight(x / scale + zero).clamp(0, top) - zero)
 
 
-def unsigned(bits: int, group: int = 64) -> Codec:
-    """Levels 0 .. 2^bits - 1 with a zero point; 3 bits are stored in 4, 5 to 7 in 8."""
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits is {bits}, expected 2 to 8")
-    if bits in (2, 4, 8):
-        return codec_of(f"uint{bits}", group=group)
-    table = tuple(map(float, range(2**bits)))
-    return Codec(f"uint{bits}", 4 if bits == 3 else 8, table, group, zeros=True)
-
-
-def fake_quantize(
-    model: nn.Module,
-    bits: int | None = 2,
-    *,
-    group: int = 64,
-    activation_bits: int | None = None,
-    skip: Sequence[str] = HEADS,
-    transform: bool = True,
-    clip: float | str = 0.98,
-    unit: float = 1.0,
-) -> nn.Module:
-    """Replace the linears of `model` by `FakeLinear`s on the same weights, in place.
-
-    `bits` None rounds no weight. `skip` are globs of canonical names; a weight tied to
-    another module (an embedding) stays too. `transform` adds t and delta. `clip` is the
-    share of each group's range that is kept at first, or "search": the least square
-    error's. Raises SpaceError where no linear is left.
-    """
-    codec = None if bits is None else unsigned(bits, group)
-    if activation_bits is not None and not 2 <= activation_bits <= 16:
-        raise ValueError(f"activation_bits is {activation_bits}, expected 2 to 16")
-    found = list(_linears(model, skip))
-    if not found:
-        raise SpaceError("no linear to quantise: all are skipped, tied or packed")
-    for parent, leaf, linear in found:
-        fake = FakeLinear(
-            linear,
-            codec,
-            activation_bits=activation_bits,
-            transform=transform,
-            clip=clip,
-            unit=unit,
-        )
-        setattr(parent, leaf, fake.train(linear.training))
-    return model
-
-
-def fakes(model: nn.Module) -> dict[str, FakeLinear]:
-    """The fake linears by canonical name."""
-    named = model.named_modules()
-    return {canonical(n): m for n, m in named if isinstance(m, FakeLinear)}
-
-
 def _kept(w: Tensor, codec: Codec, clip: float | str) -> tuple[Tensor, Tensor]:
     if clip == "search":
         return searched(w, codec)[1:]
@@ -198,22 +137,3 @@ def _kept(w: Tensor, codec: Codec, clip: float | str) -> tuple[Tensor, Tensor]:
         raise ValueError(f'clip is {clip!r}, expected a share in (0, 1) or "search"')
     whole = torch.full(codec.groups(w.shape), clip, device=w.device)
     return whole, whole
-
-
-def _linears(
-    model: nn.Module, skip: Sequence[str]
-) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, leaf, linear) of each linear to quantise."""
-    users: dict[int, set[int]] = {}
-    for module in model.modules():
-        for p in module._parameters.values():
-            users.setdefault(id(p), set()).add(id(module))
-    for prefix, parent in model.named_modules():
-        for leaf, child in parent.named_children():
-            name = canonical(f"{prefix}.{leaf}.weight".lstrip("."))
-            if type(child) is not nn.Linear or hasattr(child.weight, "packed"):
-                continue
-            if len(users[id(child.weight)]) > 1:
-                continue
-            if not any(fnmatch.fnmatchcase(name, glob) for glob in skip):
-                yield parent, leaf, child

@@ -21,12 +21,10 @@ Q. Tan et al., ZeroQAT, arXiv:2509.00031.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from zolab.engines.base import Engine
@@ -35,9 +33,7 @@ from zolab.families import Family
 from zolab.optimizers.base import Rule
 from zolab.optimizers.front import ZOOptimizer
 from zolab.optimizers.groups import decay_groups
-from zolab.quantized.fake import HEADS, FakeLinear, fake_quantize, fakes
-from zolab.quantized.pack import put
-from zolab.storage.packed import pack_tensor
+from zolab.quantized.convert import HEADS, fake_quantize, fakes, finish, lighten
 
 
 class ZeroQAT(ZOOptimizer):
@@ -126,60 +122,3 @@ def groups(
     rate = lr if clip_lr is None else clip_lr
     out.append({"params": learned, "lr": rate, "weight_decay": 0.0})
     return [g for g in out if g["params"]]
-
-
-def lighten(model: nn.Module, keep: Sequence[str] = ()) -> nn.Module:
-    """Pack the fake linears but `keep` (globs of weights' names); freeze the rest."""
-    model.requires_grad_(False)
-    for name, fake in fakes(model).items():
-        if any(fnmatch.fnmatchcase(f"{name}.weight", glob) for glob in keep):
-            fake.requires_grad_(True)
-            continue
-        if not fake.coded:
-            code(fake)
-        for p in fake.learned:
-            p.requires_grad_(True)
-    return model
-
-
-def finish(model: nn.Module) -> nn.Module:
-    """Pack every fake linear, in place: what it computes stays, rounding apart.
-
-    B + W delta becomes the bias. One that has neither t and delta nor activation bits
-    becomes an ordinary linear over a packed weight; the others keep (X - delta) / t,
-    a multiplication and a subtraction an activation. Nothing requires grad any more.
-    """
-    for parent in list(model.modules()):
-        for leaf, fake in list(parent.named_children()):
-            if not isinstance(fake, FakeLinear):
-                continue
-            if not fake.coded:
-                code(fake)
-            if fake.activation_bits is None and not fake.transform:
-                setattr(parent, leaf, _plain(fake))
-    return model.requires_grad_(False)
-
-
-@torch.no_grad()
-def code(fake: FakeLinear) -> None:
-    """Pack the weight of one fake linear with its clipped scales, in place."""
-    if fake.codec is None:
-        raise ValueError("bits is None: there is nothing to pack")
-    w = fake.weight.float()
-    bias, scaled = fake.shifted(w, fake.bias), fake.scaled(w)
-    scale, zero = fake.scales(scaled)
-    packed = pack_tensor(scaled, fake.codec, scale=scale, zero=zero)
-    # A factor that starts at 1 / unit: an eps moves a scale by unit * eps of itself.
-    packed.unit = scale * fake.unit
-    packed.scale = nn.Parameter(torch.full_like(scale, 1 / fake.unit), False)
-    put(fake, "weight", packed, fake.weight.dtype)
-    del fake.gamma_high, fake.gamma_low
-    fake.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-
-
-def _plain(fake: FakeLinear) -> nn.Linear:
-    rows, columns = fake.weight.shape
-    out = nn.Linear(columns, rows, bias=False, device="meta")
-    kept = ("weight", "bias", "weight_scale")
-    out._parameters.update((k, fake._parameters[k]) for k in kept)
-    return out.train(fake.training)
