@@ -109,4 +109,6 @@ def test_a_coin_selects_nothing():
         gains.append(pass1(model, tokenizer) - before)
     name = "51-reward-selects"
     assert judge(name, *lab.mean_se(gains, len(held))) != claims.SAME
-    assert judge(name, *lab.mean_se([g + 0.3 for g in gains], 60)) == claims.SAME
+    better = lab.mean_se([g + 0.3 for g in gains], 60)
+    assert judge(name, *better) == claims.SAME
+    assert judge("51-coin", *better) == claims.OPPOSITE
