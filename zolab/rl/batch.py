@@ -115,6 +115,7 @@ class Rollout:
 
     def rows(self, index: Tensor | slice) -> Rollout:
         """The rollout of some rows, in that order; group ids stay as they are."""
+        index = index.cpu() if isinstance(index, Tensor) else index
         at = torch.arange(len(self))[index].tolist()
         parts: dict[str, Any] = {}
         for f in fields(self):

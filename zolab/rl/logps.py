@@ -18,6 +18,7 @@ dtype. All but wrong position ids under rotary embeddings move the first ratio f
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,9 @@ def before_head(
         body, head = body_and_head(inner)
     except LossError:  # no body of its own: its logits as they are
         body, head = model, nn.Identity()
+    taken = inspect.signature(body.forward).parameters.values()
+    if not any(p.name == "position_ids" or p.kind is p.VAR_KEYWORD for p in taken):
+        del inputs["position_ids"]  # a model without positions, or with its own
     with eval_mode(model):
         out = body(**inputs)
     hidden = out.logits if body is model else out.last_hidden_state

@@ -32,7 +32,7 @@ def overlong_shaping(lengths: Tensor, *, longest: int, soft: int) -> Tensor:
 
 def informative(rewards: Values, group: Tensor) -> Tensor:
     """(N,) bool: rows of groups whose scored rewards are not all equal."""
-    useful = []
+    useful, group = [], group.cpu()
     for g in group.unique().tolist():
         rows = (group == g).nonzero().squeeze(1).tolist()
         if len({rewards[i] for i in rows} - {None}) > 1:
@@ -57,8 +57,9 @@ def dynamic_sampling(
         wanted = wanted or len(rollout.group.unique())
         drawn += len(rollout)
         rows = informative(rewards, rollout.group)
-        for g in rollout.group[rows].unique().tolist():
-            mine = (rollout.group == g).nonzero().squeeze(1)
+        ids = rollout.group.cpu()
+        for g in ids[rows].unique().tolist():
+            mine = (ids == g).nonzero().squeeze(1)
             part = rollout.rows(mine)
             parts.append(part.regrouped(torch.full((len(part),), groups)))
             kept += [rewards[j] for j in mine.tolist()]
