@@ -36,7 +36,7 @@ Step = Callable[[Batch, float], float]
 
 def start(model: Any, row: Row, job: Job, ask: Objective) -> tuple[Any, Step]:
     """The model in its codec, and the step that moves it, as `judge.start`."""
-    if row.codec:
+    if row.codec and not zolab.packed_weights(model):  # a file's codes are left alone
         zolab.pack(model, row.codec)
     first = {"adamw": _adamw, "adam8": _adam8, "steps": _steps, "qlora": _qlora}
     if row.how in first:

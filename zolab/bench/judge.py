@@ -23,7 +23,7 @@ import zolab
 from zolab.bench.adapters import Prefix, lora
 from zolab.bench.fits import FITS, InContext, held_out, score
 from zolab.bench.ledger import ledger
-from zolab.bench.rows import ALL, Job, Row, plan_of
+from zolab.bench.rows import ALL, IN_FOUR_BITS, Job, Row, plan_of
 from zolab.models import load_model
 from zolab.tasks import Batch, Sentiment, accuracy, all_margins, f1, loss, splits
 
@@ -163,7 +163,8 @@ def _model(job: Job) -> tuple[Any, Any]:
     if job.device == "cpu":
         torch.set_num_threads(1)
     torch.manual_seed(job.seed)
-    return load_model(job.model)
+    as_read = ALL[job.row].codec == "int4" and job.model in IN_FOUR_BITS
+    return load_model(job.model, packed=as_read)
 
 
 def _now(job: Job) -> float:

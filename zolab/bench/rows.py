@@ -68,6 +68,7 @@ GRID = {
     "qlora": Row("QLoRA, nf4", "qlora", knob="lr", codec="nf4"),
 }  # fmt: skip
 ALL = ROWS | GRID
+IN_FOUR_BITS = ("smollm2-135m",)  # models whose file is: "int4" is its codes as read
 TRAINED = tuple(name for name, row in ROWS.items() if row.knob == "lr")
 FREE: dict[str, tuple[float, ...]] = {"context": (2, 4, 8), "probe": (1e-3, 1e-2, 1e-1)}
 
@@ -109,13 +110,13 @@ PLANS = {
             "adamw": (1e-4, 3e-4, 1e-3),
             "mezo-lean": (3e-4, 1e-3, 3e-3),
             "quzo-8": (3e-4, 1e-3, 3e-3),
-            "quzo-4": (3e-5, 3e-4, 3e-3),
+            "quzo-4": (1e-4, 3e-4, 1e-3),
             "zoqo-8": (1e-3, 4e-3, 1.6e-2),
             "qzo": (1e-5, 3e-5, 1e-4),
             "qzo-factors": (1e-3, 3e-3, 1e-2),
             "adam-lean": (1e-4, 3e-4, 1e-3),
             "adam8": (1e-4, 3e-4, 1e-3),
-            "steps": (1e-4, 3e-4, 1e-3),
+            "steps": (3e-4, 1e-3, 3e-3),
             "qlora": (1e-3, 3e-3, 1e-2),
         },
     ),
@@ -131,6 +132,16 @@ PLANS = {
             "mezo-accuracy": (1e-5, 3e-5, 1e-4),
             "mezo-f1": (1e-5, 3e-5, 1e-4),
             "adamw": (1e-5, 3e-5, 1e-4),
+            "mezo-lean": (1e-5, 3e-5, 1e-4),
+            "quzo-8": (1e-5, 3e-5, 1e-4),
+            "quzo-4": (1e-5, 3e-5, 1e-4),
+            "zoqo-8": (1e-4, 4e-4, 1.6e-3),
+            "qzo": (1e-7, 1e-6, 1e-5),
+            "qzo-factors": (1e-4, 1e-3, 1e-2),
+            "adam-lean": (1e-5, 3e-5, 1e-4),
+            "adam8": (1e-5, 3e-5, 1e-4),
+            "steps": (1e-5, 1e-4, 1e-3),
+            "qlora": (1e-4, 1e-3, 1e-2),
         },
     ),
 }
