@@ -52,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--write-back", default="1", help='every so many steps, or "never"'
     )
+    plan.add_argument(
+        "--embeddings", default="device", help='"ram": rows come up as they are read'
+    )
     plan.set_defaults(command=_plan)
 
     run = commands.add_parser("run", help="execute chapters, with or without Jupyter")

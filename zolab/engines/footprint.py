@@ -59,9 +59,18 @@ class Footprint:
 
 
 def footprint(
-    model: nn.Module, space: Space, blocks: Sequence[Block], *, slots: int, probes: int
+    model: nn.Module,
+    space: Space,
+    blocks: Sequence[Block],
+    *,
+    slots: int,
+    probes: int,
+    tables: Sequence[nn.Embedding] = (),
 ) -> Footprint:
-    """The device's bytes for a window of `slots` blocks and `probes` probes a pass."""
+    """The device's bytes for a window of `slots` blocks and `probes` probes a pass.
+
+    `tables` are not there: a pass brings looked-up rows, which count as activations.
+    """
     inside = {id(p) for b in blocks for piece in b.pieces for p in piece.params}
     rest = {p.data_ptr() or id(p): p for p in model.parameters() if id(p) not in inside}
     buffers = sum(b.nbytes for b in model.buffers())
@@ -74,7 +83,7 @@ def footprint(
     most = max((n for b, n in vectors.items() if b >= 0), default=0)
     return Footprint(
         window=min(slots, len(blocks)) * max(b.nbytes for b in blocks),
-        rest=sum(map(_stored, rest.values())) + buffers,
+        rest=sum(map(_stored, rest.values())) + buffers - _apart(tables),
         scratch=scratch(model, space),
         vectors=probes * (vectors.get(-1, 0) + most),
     )
@@ -95,6 +104,10 @@ def _op(module: nn.Module, slot_of: dict[int, Slot]) -> int:
     sizes = [_bytes(s) for s in matrices]
     together = isinstance(module, nn.RNNBase | nn.MultiheadAttention)
     return sum(sizes) if together else max(sizes, default=0)
+
+
+def _apart(tables: Sequence[nn.Embedding]) -> int:
+    return sum(p.nbytes for p in {id(m.weight): m.weight for m in tables}.values())
 
 
 def _stored(p: nn.Parameter) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zolab.empty import Fill
 from zolab.engines.blocks import Block, Piece, blocks_of, packed_of, parts_of
+from zolab.engines.tables import tables
 from zolab.errors import StoreError
 from zolab.space import Slot, Space, canonical, is_away
 from zolab.storage.blocks import Size, Store, bytes_of
@@ -26,7 +27,8 @@ from zolab.storage.packed import pack_tensor
 class Housed:
     """`blocks` in `store`, their slots by block in `of`, all other slots in `rest`.
 
-    `absent` are the names of slots whose block is not on the device.
+    `absent` are the names of slots whose block is not on the device; `tables` the
+    embeddings that stay in RAM.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Housed:
         *,
         names: Sequence[str] | None,
         fill: Fill | None,
+        by_rows: bool = False,
     ) -> None:
         self.model, self.store, self.device, self.fill = model, store, device, fill
         moves = {id(p) for s in space for p in s.params}
@@ -50,6 +53,7 @@ class Housed:
             written = Space(())
         self.blocks = blocks_of(model, written, names, stay=stay)
         self.sizes = [Size(b.nbytes, b.moving) for b in self.blocks]
+        self.tables = tables(model, space, self.blocks) if by_rows else []
         self.where = {
             id(p): b.index for b in self.blocks for x in b.pieces for p in x.params
         }
@@ -145,14 +149,16 @@ class Housed:
     def _move_rest(self) -> str:
         """What does not stream goes to the device; returns its hash."""
         h = hashlib.blake2b(digest_size=8)
+        here = {id(m.weight) for m in self.tables}
         for name, p in self.model.named_parameters():
             if id(p) in self.where:
                 continue
+            device = torch.device("cpu") if id(p) in here else self.device
             for part, shape, dtype in parts_of(p):
                 value = self._value(p, canonical(name), part)
                 h.update(value.contiguous().view(torch.uint8).cpu().numpy().data)
                 piece = Piece(name, (p,), 0, shape, dtype, part)
-                piece.point(value.to(self.device))
+                piece.point(value.to(device))
             p.__dict__.pop("zolab_away", None)
         for module in self.model.modules():
             for name, buffer in module._buffers.items():

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 
 from zolab import storage
 from zolab.engines.mode import Materialise, is_vector
+from zolab.engines.outside import enter
 from zolab.errors import SpaceError
 from zolab.gradient import Update
 from zolab.space import Slot, Space
@@ -63,36 +63,10 @@ class ReadOnly:
     def hook(self, model: nn.Module, visit: Callable[[], Materialise]) -> None:
         """Let calls outside of a step see base plus delta, by the mode of `visit`."""
         mine = {id(p) for s in self.slots for p in s.params}
-        ours = {
+        holders = [
             m for m in model.modules() if any(id(p) in mine for p in m.parameters())
-        }
-        inside: list[tuple[nn.Module, Materialise]] = []
-
-        def before(module: nn.Module, args: Any) -> None:
-            if any(_is_of(m, mine) for m in _get_current_function_mode_stack()):
-                return
-            if module not in ours:
-                raise SpaceError(
-                    "this is a copy of a model whose base is only read: it lacks what "
-                    "the run added. Copy it after opt.engine.release()"
-                )
-            if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-                raise SpaceError(
-                    "a model whose base is only read computes no gradients: call it "
-                    "under torch.no_grad()"
-                )
-            inside.append((module, visit()))
-            inside[-1][1].__enter__()
-
-        def after(module: nn.Module, args: Any, out: Any) -> None:
-            if inside and inside[-1][0] is module:
-                inside.pop()[1].__exit__(None, None, None)
-
-        for m in ours:
-            self.hooks += [
-                m.register_forward_pre_hook(before),
-                m.register_forward_hook(after, always_call=True),
-            ]
+        ]
+        self.hooks = enter(holders, mine, visit, what="whose base is only read")
         self.hooks.append(model.register_state_dict_pre_hook(_refuse))
 
     def merge(self) -> None:
@@ -137,10 +111,6 @@ def _with_delta(s: Slot, device: torch.device | None) -> Slot:
     if is_vector(s):
         return s
     return replace(s, delta=Delta(s.matrix, device or s.base.device))
-
-
-def _is_of(mode: Any, params: set[int]) -> bool:
-    return isinstance(mode, Materialise) and not params.isdisjoint(mode.slots)
 
 
 def _refuse(*args: Any) -> None:

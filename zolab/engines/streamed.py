@@ -37,6 +37,7 @@ from zolab.engines.footprint import footprint, parse_bytes
 from zolab.engines.guards import Seal, eval_mode, generators
 from zolab.engines.housed import Housed
 from zolab.engines.mode import TILE
+from zolab.engines.outside import enter
 from zolab.engines.passes import answers, side_by_side
 from zolab.engines.resident import Resident
 from zolab.engines.scratch import Pool
@@ -63,7 +64,8 @@ class Streamed(Resident):
     `write_back=m` a block is written every m steps and replays the last ones at each
     visit. With `write_back="never"` the store is only read, and what a run along
     `family=LowRank(...)` adds lies on the device: see `zolab.engines.readonly`. `fill`
-    gives the values of a model from `zolab.empty_weights`.
+    gives the values of a model from `zolab.empty_weights`. `embeddings="ram"` keeps
+    embedding tables in host memory, too, and brings looked-up rows.
     """
 
     def __init__(
@@ -79,7 +81,10 @@ class Streamed(Resident):
         write_back: int | str = 1,
         fill: Fill | None = None,
         unseen: str = "raise",
+        embeddings: str = "device",
     ) -> None:
+        if embeddings not in ("device", "ram"):
+            raise ValueError(f"embeddings is {embeddings!r}, expected device or ram")
         never = write_back == "never"
         base = "read-only" if never else "written"
         super().__init__(scratch="one", unseen=unseen, base=base)
@@ -95,6 +100,7 @@ class Streamed(Resident):
         self.device: torch.device = torch.device(device or usual)
         self.budget = None if budget is None else parse_bytes(budget)
         self.names, self.number, self.fill = blocks, slots, fill
+        self.by_rows = embeddings == "ram"
         self.together, self.write_back = probes_per_pass, write_back
         # The arithmetic is the resident engine's, and so is what the log says of it.
         self.plan = {"engine": "resident", "tile": TILE, "scratch": "one"}
@@ -113,12 +119,20 @@ class Streamed(Resident):
         self.model, self.space, self.seed = model, space, seed
         self.stochastic, self.keep = rounding == "stochastic", False
         self.house = Housed(
-            model, space, self.store, self.device, names=self.names, fill=self.fill
+            *(model, space, self.store, self.device),
+            names=self.names,
+            fill=self.fill,
+            by_rows=self.by_rows,
         )
+        apart = {id(m.weight) for m in self.house.tables}
+        self.tables = {s.name for s in space if id(s.params[0]) in apart}
         self.blocks, self.sizes = self.house.blocks, self.house.sizes
         self.of, self.rest = self.house.of, self.house.rest
         self.footprint = footprint(
-            model, space, self.blocks, slots=self.number, probes=self.together
+            *(model, space, self.blocks),
+            slots=self.number,
+            probes=self.together,
+            tables=self.house.tables,
         )
         self.footprint.check(self.budget)
         try:
@@ -147,6 +161,9 @@ class Streamed(Resident):
         self._checked = self.unseen == "ignore"
         self._direct: Visiting | None = None
         self.house.hook(before=self._enter, after=self._exit, saved=self.flush)
+        self.house.hooks += enter(
+            self.house.tables, apart, self._visit, what="whose embeddings are in RAM"
+        )
         self.bound = weakref.ref(model)
         self.hold()
         self._seal()
@@ -255,8 +272,15 @@ class Streamed(Resident):
     def mode(self, probe: Probe) -> Visiting:
         kind, absent = visit(probe.want), self.house.absent
         return kind(
-            self.space, probe.terms, seen=self.seen, absent=absent, pool=self.pool
+            *(self.space, probe.terms),
+            seen=self.seen,
+            absent=absent,
+            pool=self.pool,
+            tables=self.tables,
         )
+
+    def _visit(self) -> Visiting:
+        return self.mode(Probe())
 
     def _enter(self, block: Block) -> None:
         """Before a block's forward pass: in a step wait for it, else bring it."""

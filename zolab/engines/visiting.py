@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from zolab import storage
 from zolab.engines.dual import Dual
 from zolab.engines.mode import Materialise
 from zolab.engines.scratch import Pool
 from zolab.errors import StoreError
 from zolab.gradient import Term
 from zolab.space import Slot, Space
+from zolab.storage import gather
 
 
 class Visiting(Materialise):
     """Refuses slots whose block is not here; keeps vectors for a visit, not a pass.
 
-    All probes of a pass take turns with one scratch, `pool`.
+    All probes of a pass take turns with one scratch, `pool`. `tables` are names of
+    embeddings that are not on the device: they give rows only.
     """
 
     def __init__(
@@ -27,9 +33,28 @@ class Visiting(Materialise):
         seen: set[str],
         absent: Container[str],
         pool: Pool,
+        tables: Container[str] = (),
     ) -> None:
         super().__init__(space, terms, keep=False, seen=seen)
         self.absent, self.pool, self.vectors = absent, pool, Pool()
+        self.tables = tables
+        self.moves |= {n: True for n in self.moves if n in tables}  # by rows, always
+
+    def value(self, slot: Slot, dtype: torch.dtype, *, pooled: bool = False) -> Tensor:
+        if slot.name in self.tables:
+            raise StoreError(
+                f"{slot.name} is not on the device, and something else than an "
+                'embedding\'s look-up reads it: leave out embeddings="ram"'
+            )
+        return super().value(slot, dtype, pooled=pooled)
+
+    def _embedding(self, slot: Slot, index: Tensor) -> Tensor:
+        if slot.name not in self.tables:
+            return super()._embedding(slot, index)
+        flat, columns = index.reshape(-1), slot.shape[1]
+        out = torch.empty(flat.numel(), columns, dtype=slot.dtype, device=index.device)
+        gather.rows(slot, storage.draws(slot, self.terms), flat, out)
+        return out.view(*index.shape, columns)
 
     def see(self, used: Sequence[Slot]) -> None:
         super().see(used)

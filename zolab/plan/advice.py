@@ -130,6 +130,7 @@ def _call(store: str, v: Window) -> str:
     """How to ask for it."""
     every = f", write_back={v.write_back!r}".replace("'", '"')
     every = every if v.write_back != 1 else ""
+    every += ', embeddings="ram"' if v.embeddings == "ram" else ""
     return f'zolab.Streamed(store="{store}", slots={v.slots}{every})'
 
 

@@ -29,6 +29,7 @@ def answer(
     disk: str | None = None,
     slots: int = 2,
     write_back: str = "1",
+    embeddings: str = "device",
 ) -> list[str]:
     """The plan's lines. Raises PlanError on what cannot be read."""
     sequences, tokens = in_batch(batch)
@@ -48,7 +49,7 @@ def answer(
     if disk is not None:
         machine = replace(machine, disk=quantity(disk, "B/s"))
     steps = int(write_back) if write_back.isdecimal() else write_back
-    window = Window(slots=slots, write_back=steps)
+    window = Window(slots=slots, write_back=steps, embeddings=embeddings)
     on_gpu = device is not None or gpu > 0
     found = advise(
         shape,

@@ -27,7 +27,8 @@ class Window:
     """How a model is streamed: blocks on the device, probes a step and a pass.
 
     `rank` and `drawn`, how many V a run draws (1,000 steps of LowRank(2, every=50)),
-    count where the store is only read: `write_back="never"`.
+    count where the store is only read: `write_back="never"`. With `embeddings="ram"`
+    tables that no head is tied to stay in host memory.
     """
 
     slots: int = 2
@@ -36,8 +37,11 @@ class Window:
     write_back: int | str = 1
     rank: int = 2
     drawn: int = 20
+    embeddings: str = "device"
 
     def __post_init__(self) -> None:
+        if self.embeddings not in ("device", "ram"):
+            raise PlanError(f"embeddings is {self.embeddings}, expected device or ram")
         for name in ("slots", "probes", "probes_per_pass", "write_back", "rank"):
             n = getattr(self, name)
             if name == "write_back" and n == "never":
@@ -86,7 +90,7 @@ def on_device(shape: Shape, b: int, window: Window) -> Kept:
     each = 4 * (shape.final + (stay or shape.vectors))
     return Kept(
         window=min(window.slots, shape.layers) * b * _block(shape, window),
-        rest=b * (shape.ends + stay),
+        rest=b * (shape.ends + stay - _tables(shape, window)),
         scratch=b * largest_op(shape),
         vectors=window.together * each,
         delta=window.drawn * one_v(shape, window.rank) if window.reads else 0.0,
@@ -100,6 +104,14 @@ def one_v(shape: Shape, rank: int) -> float:
         ends.append((shape.positions, shape.width))
     inside = sum(4 * m + n for m, n in shape.matrices.values())
     return rank * (shape.layers * inside + sum(4 * m + n for m, n in ends))
+
+
+def _tables(shape: Shape, window: Window) -> int:
+    """Numbers in embedding tables that are not on the device."""
+    if window.embeddings == "device":
+        return 0
+    own = 0 if shape.tied else shape.embedding
+    return own + shape.positions * shape.width
 
 
 def _block(shape: Shape, window: Window) -> int:
@@ -131,8 +143,9 @@ def streamed(shape: Shape, work: Work, window: Window | None = None) -> Memory:
 
 
 def in_ram(shape: Shape, work: Work, window: Window | None = None) -> float:
-    """Bytes of the blocks that wait their turn."""
-    return float(work.bytes * shape.layers * _block(shape, window or Window()))
+    """Bytes of the blocks that wait their turn, and of tables that stay there."""
+    v = window or Window()
+    return float(work.bytes * (_tables(shape, v) + shape.layers * _block(shape, v)))
 
 
 def moved(
@@ -140,5 +153,5 @@ def moved(
 ) -> tuple[float, float]:
     """Bytes a step on the link, (up, down); all weights move."""
     v = window or Window()
-    once = in_ram(shape, work, v)
+    once = float(work.bytes * shape.layers * _block(shape, v))
     return v.passes * once, 0.0 if v.reads else once / int(v.write_back)

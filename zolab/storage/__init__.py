@@ -25,7 +25,7 @@ from zolab.errors import SpaceError
 from zolab.gradient import Direction, Term, Update, round16
 from zolab.noise import FAMILIES, ROUNDING, direction, make_key, stream
 from zolab.space import Slot
-from zolab.storage import coded, delta, partial, plain
+from zolab.storage import coded, delta, gather, partial, plain
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def rows(
     """
     moves = draws(slot, terms)
     if slot.delta is not None:
-        delta.rows(slot, moves, index, out)
+        gather.rows(slot, moves, index, out)
     elif slot.packed is not None:
         coded.rows(slot.packed, moves, index, out, scale)
     elif slot.mask is None and slot.curvature is None:

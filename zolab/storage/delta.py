@@ -117,21 +117,6 @@ def materialise(slot: Slot, draws: Sequence[Draw], out: Tensor, start: int) -> N
         dst[a:b].copy_(x)
 
 
-def rows(slot: Slot, draws: Sequence[Draw], index: Tensor, out: Tensor) -> None:
-    """out[i] = cast(row index[i] of w + sum s z)."""
-    n = slot.shape[1]
-    x = slot.base[index].float()
-    _of(slot).add(x, index)
-    if x.device.type == "cpu":
-        kernel = _kernel(x, draws)
-        for row, i in zip(x, index.tolist(), strict=True):
-            kernel.add(row, draws, i * n)
-    else:
-        element = index[:, None] * n + torch.arange(n, device=x.device)
-        x = plain.moved(x, draws, element)
-    out.copy_(x)
-
-
 def update(slot: Slot, updates: Sequence[tuple[Update, int]]) -> None:
     """Take (update, step) pairs in order; the base is not touched."""
     for u, _ in updates:
