@@ -356,6 +356,15 @@ def test_the_gradient_of_a_scale_is_that_of_the_definition(name, relative):
     torch.testing.assert_close(*found)
 
 
+def test_a_tied_weight_is_skipped_under_all_its_names():
+    model = zolab.pack(tiny(), "int4", skip=["*embed*"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not hasattr(model.lm_head.weight, "packed")
+    model = zolab.pack(tiny(), "int4", skip=["lm_head*"])
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert hasattr(model.lm_head.weight, "packed")
+
+
 def test_codecs_as_published():
     assert len(codec("e4m3").table) == 253 and codec("e4m3").top == 448
     assert codec("nf4").table[7] == 0.0 and len(codec("nf4").table) == 16

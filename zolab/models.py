@@ -12,6 +12,7 @@ import torch
 
 from zolab.assets import AssetError, check, fetch
 from zolab.empty import empty_weights
+from zolab.formats.folder import load_folder, settings_in
 from zolab.formats.llama import load_gguf
 from zolab.formats.own import CARD, load_packed
 
@@ -44,15 +45,15 @@ def load_model(
     None); a hub's name,
     "owner/name"; "random:opt-125m", "random:opt-1.3b" or "random:tiny", a published
     shape with random weights from `seed` (no tokenizer for the OPT shapes: None).
-    packed=True keeps a quantized file's codes, computes in `dtype`, and never holds a
-    decoded copy.  source="hub" asks for the hub's own weights.  Raises AssetError,
-    which says what was tried; without a network nothing waits longer than ten seconds
-    a try.
+    packed=True keeps the codes of a quantized file (GGUF, or a folder of bitsandbytes'
+    NF4, GPTQ or AWQ), computes in `dtype`, and never holds a decoded copy.
+    source="hub" asks for the hub's own weights.  Raises AssetError, which says what was
+    tried; without a network nothing waits longer than ten seconds a try.
     """
     if source not in SOURCES:
         raise AssetError(f"source={source!r}, expected one of {', '.join(SOURCES)}")
     quantized = name == "smollm2-135m" or name.endswith(".gguf")
-    quantized |= (Path(name) / CARD).is_file()
+    quantized |= (Path(name) / CARD).is_file() or settings_in(Path(name)) is not None
     if packed and (source == "hub" or not quantized):
         raise AssetError(
             f"{name} has no packed weights to keep: zolab.pack(model, ...) makes them"
@@ -71,6 +72,8 @@ def load_model(
         return load_gguf(Path(name), dtype, packed=packed)
     if (Path(name) / CARD).is_file():
         return _packed_folder(Path(name), dtype)
+    if packed:
+        return load_folder(Path(name), dtype), _tokenizer(Path(name))
     if Path(name).is_dir():
         return _folder(Path(name), dtype)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -108,7 +111,7 @@ def _folder(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def _packed_folder(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     """A folder of `save_packed`; its tokenizer, where it has one."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     safe: dict = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -116,10 +119,18 @@ def _packed_folder(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
         model = empty_weights(lambda: AutoModelForCausalLM.from_config(config))
     except Exception as why:  # one clear error, whatever a damaged file raised
         raise AssetError(f"{path} has no readable config.json: {why}") from why
-    load_packed(model, path, dtype=dtype)
+    return load_packed(model, path, dtype=dtype), _tokenizer(path)
+
+
+def _tokenizer(path: Path) -> Any:
+    """The folder's tokenizer, None where it has none."""
+    from transformers import AutoTokenizer
+
     if not (path / "tokenizer_config.json").is_file():
-        return model, None
-    return model, AutoTokenizer.from_pretrained(path, **safe)
+        return None
+    return AutoTokenizer.from_pretrained(
+        path, local_files_only=True, trust_remote_code=False
+    )
 
 
 def _hub(name: str, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -8,19 +8,18 @@ So what did not move stays byte for byte, and nobody else's reader sees a new fo
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zolab.errors import StoreError
 from zolab.formats.gguf import Gguf
 from zolab.formats.llama import name_in_model, order_of
+from zolab.formats.patch import Folder, replaced
 from zolab.formats.tensors import rewrite
 from zolab.space import canonical
 
@@ -58,13 +57,19 @@ def save_as_read(
 ) -> Saved:
     """Write `model` as the file that it was read from, or as the file `like`.
 
-    Codes are written as they are. Scales are too while they did not move; moved ones
-    are rounded to what the file has room for (fp16; in Q4_K and Q6_K multiples of the
-    block's largest), and the report says by how much. Raises StoreError where a tensor
-    does not fit.
+    The file may be a GGUF, or a folder of NF4, GPTQ or AWQ. Codes are written as they
+    are. Scales are too while they did not move; moved ones are rounded to what the file
+    has room for (fp16; multiples of a block's largest in Q4_K and Q6_K; nested bytes in
+    NF4), and the report says by how much. Raises StoreError where a tensor does not
+    fit.
     """
     known: Any = like or getattr(model, "read_from", "")
     source = Path(known)
+    if str(known) and source.is_dir():
+        template = Folder(source)
+        mine = _parameters(model, template.names, source)
+        moved, rounded = template.save(Path(path), mine)
+        return Saved(Path(path), tuple(moved), rounded)
     if not source.is_file():
         raise StoreError(
             f"{source} is no file: say which one the model was read from, like=..."
@@ -74,40 +79,42 @@ def save_as_read(
 
 def _save_gguf(model: nn.Module, path: Path, source: Path) -> Saved:
     file = Gguf(source)
-    mine = {canonical(n): p for n, p in model.named_parameters()}
     names = {str(name_in_model(n)): n for n in file.tensors}
-    if strangers := [n for n in mine.keys() - names.keys() if not _scale(n, mine)]:
-        raise StoreError(
-            f"{source} has no place for {', '.join(sorted(strangers)[:4])}: merge or "
-            "drop what was added to the model"
-        )
-    if absent := names.keys() - mine.keys():
-        raise StoreError(f"the model has no {', '.join(sorted(absent)[:4])}")
+    mine = _parameters(model, names, source)
     moved, rounded = [], {}
     with replaced(path, source) as out:
         for name, inside in names.items():
             entry = file.tensors[inside]
-            p = mine[name]
-            differs, lost = rewrite(out, file, entry, p, order_of(file, entry))
+            order = order_of(file, entry)
+            differs, lost = rewrite(out, file, entry, mine[name], order)
             moved += [inside] * differs
             if lost:
                 rounded[inside] = lost
     return Saved(path, tuple(moved), rounded)
 
 
-@contextlib.contextmanager
-def replaced(path: Path, source: Path) -> Iterator[BinaryIO]:
-    """A copy of `source` to write over, which becomes `path` when all went well."""
-    part = path.with_name(path.name + ".part")
-    try:
-        shutil.copyfile(source, part)
-        with part.open("r+b") as out:
-            yield out
-        os.replace(part, path)
-    except OSError as why:
-        raise StoreError(f"{path} was not written: {why.strerror or why}") from why
-    finally:
-        part.unlink(missing_ok=True)
+def _parameters(
+    model: nn.Module, names: Iterable[str], source: Path
+) -> dict[str, Tensor]:
+    """Parameters and buffers by name: each must be in the file, and the other way."""
+    once = {canonical(n): p for n, p in model.named_parameters()}
+    all_names: dict[str, Tensor] = {
+        canonical(n): p for n, p in model.named_parameters(remove_duplicate=False)
+    }
+    all_names |= {canonical(n): b for n, b in model.named_buffers()}
+    names = set(names)
+    seen = {id(all_names[n]) for n in names & all_names.keys()}
+    strangers = [
+        n for n, p in once.items() if id(p) not in seen and not _scale(n, once)
+    ]
+    if strangers:
+        raise StoreError(
+            f"{source} has no place for {', '.join(sorted(strangers)[:4])}: merge or "
+            "drop what was added to the model"
+        )
+    if absent := names - all_names.keys():
+        raise StoreError(f"the model has no {', '.join(sorted(absent)[:4])}")
+    return all_names
 
 
 def _scale(name: str, parameters: Mapping[str, nn.Parameter]) -> bool:

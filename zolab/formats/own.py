@@ -107,8 +107,8 @@ def load_packed(
     weights, tied = card["weights"], card["tied"]
     parts = {f"{n}{end}" for n in weights for end in PARTS}
     plain = {n: e for n, e in there.items() if n not in parts}
-    places = _places(model)
-    wanted = {n for n in places if not _is_scale(n, places)}
+    where = places(model)
+    wanted = {n for n in where if not _is_scale(n, where)}
     if wanted != (given := weights.keys() | plain.keys() | tied.keys()):
         few = sorted(wanted ^ given)[:4]
         raise AssetError(
@@ -116,18 +116,18 @@ def load_packed(
             f"{'are' if len(few) > 1 else 'is'} in one of the two only"
         )
     for name, words in weights.items():
-        module, leaf = places[name]
+        module, leaf = where[name]
         kind = dtype or getattr(torch, words["dtype"])
         put(module, leaf, _read(folder, name, words, card["codecs"], there), kind)
     for name, entry in plain.items():
         value = entry.read()
         if dtype is not None and value.is_floating_point():
             value = value.to(dtype)
-        _set(*places[name], value)
+        set_tensor(*where[name], value)
     for name, first in tied.items():
-        (module, leaf), (owner, its) = places[name], places[first]
+        (module, leaf), (owner, its) = where[name], where[first]
         if module is not owner:
-            _set(module, leaf, owner._parameters[its])
+            set_tensor(module, leaf, owner._parameters[its])
     return model.requires_grad_(False)
 
 
@@ -170,7 +170,7 @@ def _codec(words: dict[str, Any]) -> Codec:
     return Codec(**{**words, "table": tuple(words["table"])})
 
 
-def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+def places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """The module and the leaf of everything that a state dict has."""
     kept = {canonical(n) for n in model.state_dict(keep_vars=True)}
     found = {}
@@ -182,9 +182,9 @@ def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     return found
 
 
-def _is_scale(name: str, places: dict[str, tuple[nn.Module, str]]) -> bool:
+def _is_scale(name: str, where: dict[str, tuple[nn.Module, str]]) -> bool:
     """Whether it belongs to a packed weight of the model."""
-    module, leaf = places.get(name.removesuffix("_scale"), (None, ""))
+    module, leaf = where.get(name.removesuffix("_scale"), (None, ""))
     return module is not None and name.endswith("_scale") and _is_packed(module, leaf)
 
 
@@ -192,7 +192,8 @@ def _is_packed(module: nn.Module, leaf: str) -> bool:
     return hasattr(module._parameters.get(leaf), "packed")
 
 
-def _set(module: nn.Module, leaf: str, value: Any) -> None:
+def set_tensor(module: nn.Module, leaf: str, value: Any) -> None:
+    """`module.leaf` becomes this buffer, this parameter, or a parameter of it."""
     if leaf in module._buffers:
         module._buffers[leaf] = value
         return

@@ -63,9 +63,9 @@ class Entry:
         return out
 
     def pieces(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows), about a megabyte each; a vector is one column."""
+        """(first row, rows), about a megabyte each, and a multiple of eight rows."""
         rows = self.shape[0] if self.shape else 1
-        each = max(1, PIECE * max(rows, 1) // max(self.nbytes, 1))
+        each = max(8, PIECE * max(rows, 1) // max(self.nbytes, 1) // 8 * 8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
             for a in range(0, rows, each):

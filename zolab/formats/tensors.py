@@ -62,7 +62,7 @@ def read_plain(
 
 
 def rewrite(
-    out: BinaryIO, file: Gguf, entry: Entry, p: nn.Parameter, order: Order = None
+    out: BinaryIO, file: Gguf, entry: Entry, p: Tensor, order: Order = None
 ) -> tuple[bool, float]:
     """Put a parameter's rows over those in `out`, a copy of `file`, where they differ.
 
@@ -114,7 +114,7 @@ def _packed_piece(raw: Array, packed: Packed, entry: Entry, at: Any) -> float:
     return float(steps[scale > TINY].max(initial=0))
 
 
-def _plain_piece(raw: Array, p: nn.Parameter, entry: Entry, at: Any) -> float:
+def _plain_piece(raw: Array, p: Tensor, entry: Entry, at: Any) -> float:
     """The same; bytes stay where they read as what the model has, a cast of them."""
     want = p.detach().view(entry.rows, -1)[at].cpu()
     differs = (torch.from_numpy(_values(entry, raw)).to(p.dtype) != want).numpy()

@@ -45,8 +45,11 @@ def pack(
     """
     kind = codec_of(codec, group=group)
     done: dict[int, nn.Parameter] = {}
+    skipped: set[int] = set()
     for module, leaf, name, p in _matrices(model):
-        if any(fnmatch.fnmatchcase(name, glob) for glob in skip):
+        named = any(fnmatch.fnmatchcase(name, glob) for glob in skip)
+        if id(p) in skipped or (named and id(p) not in done):
+            skipped.add(id(p))  # a tied weight goes by its first name, and stays tied
             continue
         if id(p) not in done:
             if is_away(p):
