@@ -259,6 +259,25 @@ def test_the_light_variant_moves_what_is_learned_and_no_code():
     assert held / weights < 0.5  # 2 bits, and scale, zero, unit a group of 64
 
 
+def test_the_light_variant_starts_from_any_packed_model():
+    """The answers of whatever packed it, and its codes; then scale, t, delta move."""
+    model = zolab.pack(tiny(), "int4", group=48, skip=["*embed*", "lm_head*"])
+    with torch.no_grad():
+        before = model(IDS).logits
+    codes = [p.codes.clone() for p in zolab.packed_weights(model).values()]
+    opt = zolab.ZeroQAT(model, light=True, unit=3.0, lr=1e-3, eps=1e-2)
+    assert len(opt.space) == 3 * 28
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, before, atol=1e-4, rtol=1e-4)
+    opt.step(lambda: model(IDS, labels=IDS).loss)
+    with torch.no_grad():
+        assert not torch.allclose(model(IDS).logits, before, atol=1e-4)
+    after = [p.codes for p in zolab.packed_weights(model).values()]
+    assert all(map(torch.equal, codes, after))
+    with pytest.raises(SpaceError, match="no linear"):
+        zolab.ZeroQAT(zolab.pack(tiny(), "int4"))
+
+
 def test_what_is_kept_stays_latent():
     model = lighten(fake_quantize(tiny(), 2), keep=("*.0.*",))
     moving = {n for n, p in model.named_parameters() if p.requires_grad}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from zolab.quantized.pack import put
 from zolab.space import canonical
 from zolab.storage.codecs import Codec
 from zolab.storage.codecs import codec as codec_of
-from zolab.storage.packed import pack_tensor
+from zolab.storage.packed import Packed, pack_tensor
 
 HEADS = ("*lm_head.weight", "*embed_out.weight", "*score.weight")
 
@@ -77,8 +78,20 @@ def fakes(model: nn.Module) -> dict[str, FakeLinear]:
     return {canonical(n): m for n, m in named if isinstance(m, FakeLinear)}
 
 
-def lighten(model: nn.Module, keep: Sequence[str] = ()) -> nn.Module:
-    """Pack the fake linears but `keep` (globs of weights' names); freeze the rest."""
+def lighten(
+    model: nn.Module,
+    keep: Sequence[str] = (),
+    *,
+    skip: Sequence[str] = HEADS,
+    unit: float = 1.0,
+) -> nn.Module:
+    """Pack the fake linears but `keep` (globs of weights' names); freeze the rest.
+
+    A linear that is packed already, by whatever quantizer, gets t and delta (in units
+    of `unit`) and keeps its codes; `skip` as in `fake_quantize`.
+    """
+    for parent, leaf, linear in list(_linears(model, skip, packed=True)):
+        setattr(parent, leaf, _around(linear, unit))
     model.requires_grad_(False)
     for name, fake in fakes(model).items():
         if any(fnmatch.fnmatchcase(f"{name}.weight", glob) for glob in keep):
@@ -118,12 +131,26 @@ def code(fake: FakeLinear) -> None:
     bias, scaled = fake.shifted(w, fake.bias), fake.scaled(w)
     scale, zero = fake.scales(scaled)
     packed = pack_tensor(scaled, fake.codec, scale=scale, zero=zero)
-    # A factor that starts at 1 / unit: an eps moves a scale by unit * eps of itself.
-    packed.unit = scale * fake.unit
-    packed.scale = nn.Parameter(torch.full_like(scale, 1 / fake.unit), False)
-    put(fake, "weight", packed, fake.weight.dtype)
+    put(fake, "weight", _factored(packed, fake.unit), fake.weight.dtype)
     del fake.gamma_high, fake.gamma_low
     fake.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
+def _factored(packed: Packed, unit: float) -> Packed:
+    """With a factor 1 / unit as its scale: an eps moves it by a share unit * eps."""
+    packed.unit = packed.scales() * unit
+    factor = torch.full_like(packed.unit, 1 / unit)
+    packed.scale = nn.Parameter(factor, requires_grad=False)
+    return packed
+
+
+def _around(linear: nn.Linear, unit: float) -> FakeLinear:
+    """A linear over a packed weight, with t and delta."""
+    fake = FakeLinear(linear, None, unit=unit)
+    weight: Any = linear.weight
+    put(fake, "weight", _factored(weight.packed, unit), weight.dtype)
+    fake.codec = weight.packed.codec
+    return fake.train(linear.training)
 
 
 def _plain(fake: FakeLinear) -> nn.Linear:
@@ -135,9 +162,9 @@ def _plain(fake: FakeLinear) -> nn.Linear:
 
 
 def _linears(
-    model: nn.Module, skip: Sequence[str]
+    model: nn.Module, skip: Sequence[str], *, packed: bool = False
 ) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """(parent, leaf, linear) of each linear to quantise."""
+    """(parent, leaf, linear) of each linear to quantise, or that is packed already."""
     users: dict[int, set[int]] = {}
     for module in model.modules():
         for p in module._parameters.values():
@@ -145,7 +172,9 @@ def _linears(
     for prefix, parent in model.named_modules():
         for leaf, child in parent.named_children():
             name = canonical(f"{prefix}.{leaf}.weight".lstrip("."))
-            if type(child) is not nn.Linear or hasattr(child.weight, "packed"):
+            if type(child) is not nn.Linear:
+                continue
+            if hasattr(child.weight, "packed") != packed:
                 continue
             if len(users[id(child.weight)]) > 1:
                 continue

@@ -34,6 +34,7 @@ from zolab.optimizers.base import Rule
 from zolab.optimizers.front import ZOOptimizer
 from zolab.optimizers.groups import decay_groups
 from zolab.quantized.convert import HEADS, fake_quantize, fakes, finish, lighten
+from zolab.quantized.pack import packed_weights
 
 
 class ZeroQAT(ZOOptimizer):
@@ -41,8 +42,9 @@ class ZeroQAT(ZOOptimizer):
 
     `bits`, `group`, `activation_bits`, `skip`, `clip`, `unit`: see `fake_quantize`.
     `lr` moves weights, `clip_lr` (default `lr`) thresholds, scale and shift: two param
-    groups. `light` packs all linears but those whose weights match `keep`. Another
-    `estimator` or `rule` takes the place of SPSA's and SGD's.
+    groups. `light` packs all linears but those whose weights match `keep`, or takes
+    them as they are packed (`zolab.pack(model, by=...)`). Another `estimator` or `rule`
+    takes the place of SPSA's and SGD's.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class ZeroQAT(ZOOptimizer):
         fsync: bool = False,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
-        if not fakes(model):
+        if not fakes(model) and not (light and packed_weights(model)):
             fake_quantize(
                 model,
                 bits,
@@ -83,7 +85,7 @@ class ZeroQAT(ZOOptimizer):
                 unit=unit,
             )
         if light:
-            lighten(model, keep)
+            lighten(model, keep, skip=skip, unit=unit)
         found = [f.extra_repr() for f in fakes(model).values()]
         super().__init__(
             model,
