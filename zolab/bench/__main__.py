@@ -16,6 +16,7 @@ from zolab.bench import (
     methods,
     peak,
     precision,
+    quantized,
     step,
     streamed,
     suggestion,
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # with options of their own
     own = {"methods": methods, "suggestion": suggestion, "table": table, "grid": grid}
-    own |= {"estimators": estimators, "peak": peak}
+    own |= {"estimators": estimators, "peak": peak, "quantized": quantized}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)

@@ -28,8 +28,17 @@ def stepper(
     rank: int = RANK,
     device: str = "cpu",
 ) -> Step:
-    """A random model of this shape, and a function that makes a step on one batch."""
+    """A random model of this shape, and a function that makes a step on one batch.
+
+    "inference:int4" or "qzo:int4" is a method on matrices in that codec.
+    """
+    import zolab
+
+    method, _, codec = method.partition(":")
     model = build(shape, work, device)
+    if codec:
+        zolab.pack(model, codec)
+        gc.collect()
     if checkpoint:
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
@@ -86,6 +95,19 @@ def _mezo(model: nn.Module, closure: Step, rank: int) -> Step:
 
     opt = zolab.MeZO(model)
     return lambda: opt.step(closure)
+
+
+def _on_the_grid(name: str) -> Callable[[nn.Module, Step, int], Step]:
+    """zolab's QZO, QuZO or ZOQO; an lr that moves next to nothing costs as much."""
+
+    def make(model: nn.Module, closure: Step, rank: int) -> Step:
+        import zolab
+
+        engine = zolab.Resident(scratch="one")
+        opt = getattr(zolab, name)(model, lr=1e-9, engine=engine)
+        return lambda: opt.step(closure)
+
+    return make
 
 
 def _backward(opt: torch.optim.Optimizer, closure: Step) -> Step:
@@ -183,6 +205,9 @@ def _qlora(model: nn.Module, closure: Step, rank: int) -> Step:
 STEPS: dict[str, Callable[[Any, Step, int], Step]] = {
     "inference": _inference,
     "mezo": _mezo,
+    "qzo": _on_the_grid("QZO"),
+    "quzo": _on_the_grid("QuZO"),
+    "zoqo": _on_the_grid("ZOQO"),
     "sgd": _sgd,
     "adamw": _adamw,
     "adamw-mixed": _mixed,
