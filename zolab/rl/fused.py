@@ -1,13 +1,13 @@
-"""A small Llama without its modules, for a CPU: joined weights and two numba loops.
+"""A small Llama without its modules: joined weights, and as few operations as will do.
 
     q, k, v = (x / rms(x)) (g W_qkv)^T    one product; the norm's gain is in the matrix
     x <- x + attention(q, k, v) W_o^T
     x <- x + (silu(n W_gate^T) * n W_up^T) W_down^T,    n = x / rms(x), gain likewise
 
-A tiny model's token is forty small operations, and transformers takes longer to call
-them than the processor to do them; here a rollout first copies the weights, joined,
-which is worth it below 64 MB. A group shares its prompt's keys and values. What comes
-out differs from the model's own logits by rounding.
+A tiny model's token is a hundred small operations, and it takes longer to call them
+than to do them; here a rollout first copies the weights, joined, and a token is forty,
+which is worth it below 64 MB. What comes out differs from the model's own logits by
+rounding.
 
 Only for fp32 models whose modules are all transformers' own and have no hooks. A probe
 of an engine takes the model's forward pass instead: there the bits must not depend on
@@ -16,21 +16,21 @@ whether the weights stay or stream.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from zolab.engines.mode import Materialise
-from zolab.rl.attend import add_and_norm, attend
 
 KINDS = ("llama", "qwen2", "qwen3")
 LARGEST = 64 << 20  # bytes of weights
 STATIC = ("default", "linear", "llama3")  # rotary angles that no length changes
+SHORT = 32  # tokens; up to here products and sums beat the library's kernel
 PLAIN = (nn.Linear, nn.Embedding, nn.ModuleList)
 
 
@@ -52,8 +52,6 @@ def unfit(model: Any) -> str:
         if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__:
             return "something is hooked into it"
     weights = list(model.parameters())
-    if any(p.device.type != "cpu" for p in weights):
-        return "it is not on the CPU"
     if any(p.dtype != torch.float32 for p in weights):
         return "its weights are not fp32"
     if sum(p.nbytes for p in weights) > LARGEST:
@@ -107,7 +105,8 @@ class Layer:
 class Fused:
     """Goes forward from left-padded prompts, with the weights as they are now.
 
-    `ids`, `mask` (P, L); `steps` tokens at most are said after them.
+    `ids`, `mask` (P, L); `steps` tokens at most are said after them. `seen[layer]`
+    (N, L + steps, 2 kv, d) holds the keys and values of every row.
     """
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor, steps: int) -> None:
@@ -118,79 +117,112 @@ class Fused:
         self.layers = [Layer.of(x, self.heads, self.kv) for x in body.layers]
         self.embed = body.embed_tokens.weight * 1
         self.head = (model.lm_head.weight * body.norm.weight).t().contiguous()
-        places = torch.arange(ids.shape[1] + steps)[None]
-        cos, sin = body.rotary_emb(self.embed, places)
-        half = self.width // 2  # the sign of the rotation goes into the sine
-        self.turn = (
-            cos[0].numpy(),
-            torch.cat([-sin[0, :, :half], sin[0, :, half:]], 1).numpy(),
+        room = ids.shape[1] + steps
+        self.cos, self.sin = self._turns(body, room)
+        self.padded, self.t = not bool(mask.all()), 0
+        self.hidden = F.pad(~mask, (0, steps))
+        self.place = mask.long().sum(1)  # of the next token
+        shape = len(ids), room, 2 * self.kv, self.width
+        self.seen = [self.embed.new_empty(shape) for _ in self.layers]
+
+    def _turns(self, body: Any, room: int) -> tuple[Tensor, Tensor]:
+        """x * cos + swap(x) * sin rotates; the values' part has cos 1 and sin 0."""
+        places = torch.arange(room, device=self.embed.device)[None]
+        cos, sin = (x[0, :, None] for x in body.rotary_emb(self.embed, places))
+        half = self.width // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        turned = self.heads + self.kv
+        one = torch.ones(room, self.kv, self.width, device=cos.device)
+        return (
+            torch.cat([cos.expand(-1, turned, -1), one], 1),
+            torch.cat([sin.expand(-1, turned, -1), 0 * one], 1),
         )
-        self.pad = (~mask).sum(1).numpy()
-        self.group, self.t = 1, 0
 
     def read(self) -> Tensor:
         """(P, V) logits after the prompts."""
-        length = self.ids.shape[1]
-        nothing = self._room(1, 0)
-        self.prompts = [self._room(len(self.ids), length) for _ in self.layers]
-        pairs = [(nothing, own) for own in self.prompts]
-        x = self._through(self.ids, pairs, -self.pad, self.pad, 0)
-        self.place, self.start = length - self.pad, 0 * self.pad
-        return x.view(*self.ids.shape, -1)[:, -1] @ self.head
+        p, length = self.ids.shape
+        place, real = torch.arange(length, device=self.ids.device), None
+        if self.padded:
+            place = (place - self.hidden.sum(1, keepdim=True)).clamp(min=0)
+            shape = length, length
+            before = torch.ones(shape, dtype=torch.bool, device=place.device).tril()
+            # A place of the padding sees itself: to see nothing would be NaN
+            real = ~self.hidden[:, None, :length] | (before & before.t())
+            real = (real & before)[:, None]
+        x = self._through(self.ids, place, real)
+        self.t = length
+        return x[:, -1] @ self.head
 
     def repeat(self, times: int) -> None:
-        """Every prompt is answered by `times` rows side by side."""
-        self.group, n = times, times * len(self.ids)
-        self.place, self.start = self.place.repeat(times), self.start.repeat(times)
-        self.said = [self._room(n, self.steps) for _ in self.layers]
+        """Every row becomes `times` rows side by side."""
+        if times > 1:
+            self._rows(lambda x: x.repeat_interleave(times, 0))
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows go on."""
+        self._rows(lambda x: x[rows])
+
+    def _rows(self, f: Callable[[Tensor], Tensor]) -> None:
+        self.place, self.hidden = f(self.place), f(self.hidden)
+        self.seen = [f(x) for x in self.seen]
 
     def say(self, token: Tensor) -> Tensor:
         """(N, V) logits after one more token of each row, (N,)."""
-        pairs = list(zip(self.prompts, self.said, strict=True))
-        x = self._through(token[:, None], pairs, self.place, self.start, self.t)
-        self.t += 1
-        return x @ self.head
+        place = self.place[:, None] if self.padded else self.place[:1]
+        x = self._through(token[:, None], place, None)
+        self.place, self.t = self.place + 1, self.t + 1
+        return x[:, 0] @ self.head
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows go on; their groups need not be complete any more."""
-        of, at = rows // self.group, rows.numpy()
-        self.group, self.pad = 1, self.pad[of.numpy()]
-        self.place, self.start = self.place[at], self.start[at]
-        self.prompts = [(k[of], v[of]) for k, v in self.prompts]
-        self.said = [(k[rows], v[rows]) for k, v in self.said]
-
-    def _room(self, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        shape = rows, self.kv, length, self.width
-        return torch.empty(shape), torch.empty(shape)
-
-    def _through(
-        self, ids: Tensor, pairs: Any, place: np.ndarray, start: np.ndarray, t: int
-    ) -> Tensor:
-        """(n m, hidden), normed: `ids` (n, m) after slot t of each row's own room."""
-        x = F.embedding(ids.flatten(), self.embed)
-        y, n, out = (
-            torch.zeros_like(x),
-            torch.empty_like(x),
-            x.new_empty(*ids.shape, self.heads, self.width),
-        )
-        for layer, (far, own) in zip(self.layers, pairs, strict=True):
-            self._add(x, y, n)
-            qkv = n @ layer.qkv if layer.bias is None else n @ layer.qkv + layer.bias
-            qkv = qkv.view(*ids.shape, -1, self.width)
+    def _through(self, ids: Tensor, place: Tensor, real: Tensor | None) -> Tensor:
+        """(n, m, hidden), normed, of tokens `ids` (n, m) at `place` (n or 1, m)."""
+        n, m = ids.shape
+        x = F.embedding(ids, self.embed).view(n * m, -1)
+        cos, sin = self.cos[place], self.sin[place]
+        for layer, seen in zip(self.layers, self.seen, strict=True):
+            qkv = self._norm(x) @ layer.qkv
+            if layer.bias is not None:
+                qkv += layer.bias
+            qkv = qkv.view(n, m, -1, self.width)
             if layer.gains is not None:
                 qk = qkv[:, :, : -self.kv]
-                qk *= torch.rsqrt(qk.square().mean(-1, keepdim=True) + self.eps)
-                qk *= layer.gains
-            attend(
-                qkv.numpy(), self.heads, *self.turn, place, far[0].numpy(),
-                far[1].numpy(), self.pad, self.group, own[0].numpy(), own[1].numpy(),
-                start, t, out.numpy(),
-            )  # fmt: skip
-            self._add(x, out.view(len(x), -1) @ layer.out, n)
-            gate, up = (n @ layer.up).chunk(2, -1)
-            y = F.silu(gate).mul_(up) @ layer.down
-        self._add(x, y, n)
-        return n
+                qk.copy_(self._norm(qk) * layer.gains)
+            qkv = torch.addcmul(qkv * cos, qkv.roll(self.width // 2, -1), sin)
+            seen[:, self.t : self.t + m] = qkv[:, :, self.heads :]
+            q = qkv[:, :, : self.heads]
+            y = self._next(q, seen) if m == 1 else self._first(q, seen, real)
+            x += y.reshape(n * m, -1) @ layer.out
+            gate, up = (self._norm(x) @ layer.up).chunk(2, -1)
+            x += F.silu(gate).mul_(up) @ layer.down
+        return self._norm(x).view(n, m, -1)
 
-    def _add(self, x: Tensor, y: Tensor, out: Tensor) -> None:
-        add_and_norm(x.numpy(), y.numpy(), self.eps, out.numpy())
+    def _norm(self, x: Tensor) -> Tensor:
+        return x * x.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+
+    def _first(self, q: Tensor, seen: Tensor, real: Tensor | None) -> Tensor:
+        """(P, L, heads, d): the prompts' attention to themselves."""
+        each = self.heads // self.kv
+        kv = seen[:, : q.shape[1]].repeat_interleave(each, 2) if each > 1 else seen
+        k, v = kv[:, : q.shape[1]].transpose(1, 2).chunk(2, 1)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, real, is_causal=real is None, scale=1.0
+        )
+        return y.transpose(1, 2)
+
+    def _next(self, q: Tensor, seen: Tensor) -> Tensor:
+        """(N, 1, heads, d): the last token's attention to all before it."""
+        n, now = len(q), self.t + 1
+        k, v = seen[:, :now].chunk(2, 2)  # (N, now, kv, d)
+        hidden = self.hidden[:, :now] if self.padded else None
+        if now > SHORT:
+            real = None if hidden is None else ~hidden[:, None, None]
+            q = q.view(n, self.kv, -1, self.width)
+            y = F.scaled_dot_product_attention(
+                q, k.transpose(1, 2), v.transpose(1, 2), real, scale=1.0
+            )
+            return y.view(n, 1, self.heads, self.width)
+        q = q.view(n, 1, self.kv, -1, self.width)
+        scores = (q * k[:, :, :, None]).sum(-1)
+        if hidden is not None:
+            scores.masked_fill_(hidden[:, :, None, None], -torch.inf)
+        p = scores.softmax(1)
+        return (p[..., None] * v[:, :, :, None]).sum(1)

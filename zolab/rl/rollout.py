@@ -129,7 +129,7 @@ def _rollout(
         entropy=made.entropy,
         stop=tuple("eos" if e else "length" for e in ended),
         group=group,
-        texts=tuple(tokenizer.batch_decode(said, skip_special_tokens=True)),
+        texts=decode(tokenizer, said),
         prompts=tuple(p for p in prompts for _ in range(group_size)),
         temperature=temperature or 1.0,
     )
@@ -152,6 +152,18 @@ def encode(
     ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=device)
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
     return ids, mask.bool().to(device)
+
+
+def decode(tokenizer: Any, rows: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """The texts of rows of ids, without special tokens; equal rows are read once."""
+    texts = dict.fromkeys(map(tuple, rows), "")
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None or getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        read = tokenizer.batch_decode([*map(list, texts)], skip_special_tokens=True)
+    else:  # the library's loop over rows costs more than they do
+        read = fast.decode_batch([*map(list, texts)], skip_special_tokens=True)
+    texts = dict(zip(texts, read, strict=True))
+    return tuple(texts[tuple(row)] for row in rows)
 
 
 def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -77,10 +77,11 @@ def sample(
         row = torch.arange(n, device=device)  # of each place in the batch
         done = torch.zeros(n, dtype=torch.bool, device=device)
         for t in range(max_new_tokens):
-            u = None if uniforms is None else uniforms[t, row]
+            at = t if len(row) == n else (t, row)  # all rows are in their order
+            u = None if uniforms is None else uniforms[at]
             token, *known = draw(logits, temperature, u)
             # An idle row goes on saying things, which the mask below leaves out
-            ids[t, row], (logps[t, row], entropy[t, row]) = token, known
+            ids[at], (logps[at], entropy[at]) = token, known
             done |= torch.isin(token, ends)
             left = len(row) - int(done.sum())
             if left == 0 or t + 1 == max_new_tokens:
@@ -122,8 +123,9 @@ def draw(
     else:
         # fp64: in fp32 tokens of 1e-7 would be drawn never or twice as often
         cdf = p.double().cumsum(-1)
-        total = cdf[:, -1:]
-        at = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
+        # u <= 1 - 2^-53 times the total rounds to less than the total: a token of
+        # some probability is found
+        at = u[:, None] * cdf[:, -1:]
         token = torch.searchsorted(cdf, at, right=True).squeeze(1)
     entropy = torch.special.entr(p).sum(-1)
     return token, logp.gather(1, token[:, None]).squeeze(1), entropy
