@@ -35,9 +35,9 @@ NOT_IMPORTED = {
 }
 
 # Imported, yet not declared: where it is missing, the code goes on without it.
-# The last four are what `python -m zolab.bench estimators` is compared with, in an
-# environment of their own: one wants an older transformers.
-OPTIONAL = {"datasets", "ipython", "evotorch", "mezo", "torchopt", "torchzero"}
+# The last five are what `python -m zolab.bench` estimators and rl are compared with, in
+# environments of their own: one wants an older transformers.
+OPTIONAL = {"datasets", "ipython", "evotorch", "mezo", "torchopt", "torchzero", "trl"}
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:
@@ -136,9 +136,9 @@ def test_conda_leaves_the_rest_to_pip():
     assert pip == {"pip": ["-e .[all]"]}
 
 
-def test_all_is_every_extra_but_the_peers_of_a_bench():
+def test_all_is_every_extra_but_peers_and_what_pins_hard():
     (line,) = PROJECT["optional-dependencies"]["all"]
-    assert Requirement(line).extras == set(EXTRAS) - {"all", "peers"}
+    assert Requirement(line).extras == set(EXTRAS) - {"all", "gym", "peers"}
 
 
 def test_every_import_is_declared():

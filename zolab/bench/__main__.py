@@ -17,6 +17,7 @@ from zolab.bench import (
     peak,
     precision,
     quantized,
+    rl,
     step,
     streamed,
     suggestion,
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     # with options of their own
     own = {"methods": methods, "suggestion": suggestion, "table": table, "grid": grid}
-    own |= {"estimators": estimators, "peak": peak, "quantized": quantized}
+    own |= {"estimators": estimators, "peak": peak, "quantized": quantized, "rl": rl}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)
