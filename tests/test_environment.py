@@ -35,9 +35,10 @@ NOT_IMPORTED = {
 }
 
 # Imported, yet not declared: where it is missing, the code goes on without it.
-# The last five are what `python -m zolab.bench` estimators and rl are compared with, in
-# environments of their own: one wants an older transformers.
-OPTIONAL = {"datasets", "ipython", "evotorch", "mezo", "torchopt", "torchzero", "trl"}
+# All but the first two are what benches are compared with, in environments of their
+# own: one wants an older transformers.
+OPTIONAL = {"datasets", "ipython", "evotorch", "mezo", "torchao", "torchopt"}
+OPTIONAL |= {"torchzero", "trl"}
 
 
 def requirements(lines: list[str]) -> dict[str, Requirement]:
@@ -159,7 +160,8 @@ def test_every_module_imports_with_torch_and_transformers_alone():
     absent -= {"transformers", "tokenizers", "safetensors", "huggingface-hub"}
     absent -= {"tqdm", "pyyaml"}
     blocked = {m for m, d in packages_distributions().items() if absent & d}
-    kernels = [f"zolab.storage.{m}" for m in ("cpu", "gpu", "select")]
+    names = "coded_cpu", "coded_gpu", "cpu", "gpu", "lanes", "select"
+    kernels = [f"zolab.storage.{m}" for m in names]
     own = ["zolab.__main__", *kernels]
     script = f"""
 import importlib, pkgutil, sys
