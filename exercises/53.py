@@ -36,10 +36,10 @@ EXERCISES = {
         kind="break",
         minutes=10,
         stars=2,
-        question="A right token of probability `chance` is pushed to its bound on every "
-        "rollout. A run takes strangely long: somebody has passed clip_low as clip_high "
-        "and the other way round. How many rollouts more does it need to reach "
-        "`target`? Count whole rollouts.",
+        question="A right token of probability `chance` is pushed to its bound on "
+        "every rollout. A run takes strangely long: somebody has passed clip_low as "
+        "clip_high and the other way round. How many rollouts more does it need to "
+        "reach `target`? Count whole rollouts.",
         variant=bounds,
         hints=(
             "Each rollout multiplies; after n of them it is (1 + bound) to the n.",
