@@ -135,9 +135,7 @@ def record():
 
 
 def test_the_record_is_whole(record):
-    """The two ablations of QZO are the command's; the notebook takes them apart."""
-    left = {"qzo-free", "qzo-half"} - set(record["chosen"])
-    assert set(record["chosen"]) | left == set(GRID) and not record["failed"]
+    assert set(record["chosen"]) == set(GRID) and not record["failed"]
     assert "--steps 200 --seeds 3" in record["command"]
     for row in record["chosen"]:
         runs = table.judged(record, row)

@@ -72,7 +72,7 @@ class Table:
         self.path, self.seeds, self.workers = path, seeds, workers
         self.run = run or (child if workers > 1 else here)
         self.item, self.timer = item, timer  # the row by which steps are cut
-        self.record = _start(path, base, item, rows, seeds)
+        self.record = _start(path, base, item, rows)
         self.plan = plan_of(base.model)
         self.base = replace(base, steps=self.record["setting"]["steps"])
 
@@ -95,7 +95,7 @@ class Table:
                     self.record["chosen"][row] = self._best(row)
             self._go("run", self._judging(rows), bar)
         if len(self.record["runs"]) > had:
-            self.record |= _where(self.base, self.item, self.seeds)
+            self.record |= _where(self.base, self.item)
         self._write()
         return self.record
 
@@ -216,9 +216,7 @@ def name_of(job: Job) -> str:
     return f"{job.row} {'tune ' if job.tune else ''}{job.value:g} seed {job.seed}"
 
 
-def _start(
-    path: Path, base: Job, item: str, rows: Mapping[str, Row], seeds: int
-) -> dict[str, Any]:
+def _start(path: Path, base: Job, item: str, rows: Mapping[str, Row]) -> dict[str, Any]:
     """The file's record, when it has this setting, else a new one."""
     setting = {k: v for k, v in asdict(base).items() if k in SETTING}
     if path.exists():
@@ -230,7 +228,7 @@ def _start(
         "item": item,
         "asked": setting,
         "setting": setting | {"words": plan.words, "batch": plan.batch},
-        **_where(base, item, seeds),
+        **_where(base, item),
         "grids": {row: plan.grid(row) for row in rows},
         "costs": {},
         "runs": {},
@@ -239,9 +237,8 @@ def _start(
     }
 
 
-def _where(base: Job, item: str, seeds: int) -> dict[str, Any]:
+def _where(base: Job, item: str) -> dict[str, Any]:
     """Machine, versions, commit and command of the last runs."""
     where = machine(item, Setting(base.device, base.model, (1,), 1))
     command = f"python -m zolab.bench {item} --model {base.model}"
-    asked = f"--device {base.device} --steps {base.steps} --seeds {seeds}"
-    return where | {"command": f"{command} {asked}"}
+    return where | {"command": f"{command} --device {base.device}"}

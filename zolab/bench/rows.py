@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True)
 class Row:
@@ -63,13 +61,6 @@ GRID = {
     "qzo-factors": Row(
         "QZO, int4, relative", "qzo", knob="lr", codec="int4", eps=1e-2,
         options={"relative": True},
-    ),
-    "qzo-free": Row(
-        "QZO, int4, no clip", "qzo", knob="lr", codec="int4", options={"clip": None},
-    ),
-    "qzo-half": Row(
-        "QZO, int4, fp16 scales", "qzo", knob="lr", codec="int4",
-        options={"dtype": torch.float16, "rounding": "nearest"},
     ),
     "adam-lean": Row("AdamW, fp32", "adamw", knob="lr", options={"lean": True}),
     "adam8": Row("AdamW, 8-bit states", "adam8", knob="lr"),
@@ -123,8 +114,6 @@ PLANS = {
             "zoqo-8": (1e-3, 4e-3, 1.6e-2),
             "qzo": (1e-5, 3e-5, 1e-4),
             "qzo-factors": (1e-3, 3e-3, 1e-2),
-            "qzo-free": (1e-5, 3e-5, 1e-4),
-            "qzo-half": (1e-5, 3e-5, 1e-4),
             "adam-lean": (1e-4, 3e-4, 1e-3),
             "adam8": (1e-4, 3e-4, 1e-3),
             "steps": (3e-4, 1e-3, 3e-3),
@@ -149,8 +138,6 @@ PLANS = {
             "zoqo-8": (1e-4, 4e-4, 1.6e-3),
             "qzo": (1e-7, 1e-6, 1e-5),
             "qzo-factors": (1e-4, 1e-3, 1e-2),
-            "qzo-free": (1e-7, 1e-6, 1e-5),
-            "qzo-half": (1e-7, 1e-6, 1e-5),
             "adam-lean": (1e-5, 3e-5, 1e-4),
             "adam8": (1e-5, 3e-5, 1e-4),
             "steps": (1e-5, 1e-4, 1e-3),
