@@ -9,6 +9,7 @@ from typing import Any
 
 from zolab.bench import (
     estimators,
+    forward_rl,
     giant,
     grid,
     journal,
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     # with options of their own
     own = {"methods": methods, "suggestion": suggestion, "table": table, "grid": grid}
     own |= {"estimators": estimators, "peak": peak, "quantized": quantized, "rl": rl}
+    own |= {"forward_rl": forward_rl}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)
