@@ -165,7 +165,7 @@ def asking(name: str, seed: int, model: Any, tokenizer: Any) -> tuple[Any, Any]:
 
 
 def run(name: str, seed: int, steps: int | None = None) -> dict[str, Any]:
-    """One run: `points` are [rollouts, forward tokens, CPU seconds, greedy accuracy]."""
+    """One run: `points` are [rollouts, forward tokens, CPU seconds, greedy]."""
     torch.set_num_threads(1)
     method, (model, tokenizer) = METHODS[name], load_base("sorting")
     steps = method.steps if steps is None else steps
@@ -211,18 +211,6 @@ def alone(name: str, seed: int, steps: int | None) -> dict[str, Any]:
     """`run` in a process of its own, which starts with everything imported."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(run, (name, seed, steps))
-
-
-def to_reach(points: list[list[float]], level: float, what: int = 0) -> float | None:
-    """Rollouts (tokens, CPU seconds: 1, 2) where accuracy first gets there, or None.
-
-    Between two evaluations on the straight line.
-    """
-    for a, b in zip(points, points[1:], strict=False):
-        if b[3] >= level > a[3]:
-            share = (level - a[3]) / (b[3] - a[3])
-            return a[what] + share * (b[what] - a[what])
-    return None
 
 
 def main(argv: list[str] | None = None) -> int:
