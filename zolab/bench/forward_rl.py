@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
             if str(seed) in rows[name]:
                 continue
             row = rows[name][str(seed)] = alone(name, seed, a.steps)
-            record = {"item": "forward_rl"}
+            record: dict[str, Any] = {"item": "forward_rl"}
             record |= machine("forward_rl", Setting("cpu", "sorting", (1,), a.seeds))
             record["command"] = f"python -m zolab.bench forward_rl --seeds {a.seeds}"
             record |= {"prompts": PROMPTS, "members": MEMBERS, "rows": rows}
