@@ -23,6 +23,7 @@ from zolab.bench import (
     streamed,
     suggestion,
     table,
+    two_bits,
 )
 from zolab.bench.record import RESULTS, show, write
 from zolab.bench.shapes import SHAPES, Setting
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     # with options of their own
     own = {"methods": methods, "suggestion": suggestion, "table": table, "grid": grid}
     own |= {"estimators": estimators, "peak": peak, "quantized": quantized, "rl": rl}
-    own |= {"forward_rl": forward_rl}
+    own |= {"forward_rl": forward_rl, "two_bits": two_bits}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)
