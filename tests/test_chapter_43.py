@@ -16,7 +16,7 @@ from zolab.tasks import splits
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAINED = (
     *("zeroqat-from-clip-search", "qat-below-clip-search"),
-    *("zeroqat-below-gptq", "training-adds-to-gptq"),
+    *("zeroqat-below-gptq", "training-adds-to-rounding"),
 )
 
 

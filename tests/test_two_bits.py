@@ -18,7 +18,7 @@ ROWS = {row.name: row for row in two_bits.ROWS}
 @pytest.fixture(scope="module")
 def data():
     model, tokenizer = zolab.load_model("tiny")
-    whole = texts(tokenizer, ["a film of " + w for w in "love war joy fear".split()])
+    whole = texts(tokenizer, ["a film of " + w for w in ("love", "war", "joy", "tea")])
     base = dict.fromkeys("vh", nats(model, whole))
     calibrate = some(whole, torch.arange(250) % 4)
     return two_bits.Data(calibrate, whole, whole, base)
@@ -47,9 +47,11 @@ def test_training_starts_where_clip_search_ends(data):
     assert abs(gap) > 5e-2 and error > 0
 
 
-def test_a_run_that_bursts_is_no_candidate(data):
-    row = replace(ROWS["zeroqat"], bits=None)
-    assert two_bits.train(row, 1e38, 0, 6, data) is None
+@pytest.mark.parametrize("name", ["zeroqat", "not rounded"])
+def test_a_run_that_bursts_is_no_candidate(data, monkeypatch, name):
+    loss = zolab.lm_loss
+    monkeypatch.setattr(zolab, "lm_loss", lambda *args: loss(*args) * math.nan)
+    assert two_bits.train(replace(ROWS[name], bits=None), 1e-3, 0, 6, data) is None
 
 
 def test_lr_is_chosen_by_the_validation_texts_and_its_seed_does_not_judge(monkeypatch):
@@ -57,6 +59,7 @@ def test_lr_is_chosen_by_the_validation_texts_and_its_seed_does_not_judge(monkey
 
     def train(row, lr, seed, passes, data):
         asked.append((lr, seed))
+        assert passes == 6
         return None if lr == 1e-2 else (lr, seed)
 
     class Parts:  # lr 3e-3 is best on v, 3e-2 on h
@@ -71,6 +74,14 @@ def test_lr_is_chosen_by_the_validation_texts_and_its_seed_does_not_judge(monkey
     assert len(found["gaps"]) == 2
 
 
+def test_a_row_of_one_lr_is_not_tuned_and_gets_its_passes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(two_bits, "train", lambda row, *args: asked.append(args[:3]))
+    found = two_bits.run(ROWS["zeroqat light, six times"], 2, 6, None)
+    assert asked == [(1e-2, 0, 36), (1e-2, 1, 36)]
+    assert found["passes"] == 36 and found["tried"] == []
+
+
 def test_what_is_recorded_is_not_measured_again(data, monkeypatch, tmp_path):
     monkeypatch.setattr(two_bits.Data, "load", classmethod(lambda cls: data))
     ran = []
@@ -80,9 +91,9 @@ def test_what_is_recorded_is_not_measured_again(data, monkeypatch, tmp_path):
         lambda row, *_: ran.append(row.name) or {"lr": 1, "tried": [], "gaps": []},
     )
     args = ["--out", str(tmp_path), "--only"]
-    for only in (["zeroqat"], ["zeroqat", "qat"]):
+    for only in (["zeroqat"], ["zeroqat", "qat light"]):
         assert two_bits.main([*args, *only]) == 0
-    assert ran == ["zeroqat", "qat"]
+    assert ran == ["zeroqat", "qat light"]
     record = json.loads((tmp_path / two_bits.PATH).read_text("utf-8"))
-    assert set(record["trained"]) == {"zeroqat", "qat"}
+    assert set(record["trained"]) == {"zeroqat", "qat light"}
     assert record["perplexity"] > 1

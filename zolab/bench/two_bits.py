@@ -206,8 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     for row in ROWS:
         if row.name in a.only and row.name not in record["trained"]:
-            found = record["trained"][row.name] = run(row, a.seeds, a.passes, data)
-            print(row.name, found["lr"], found["tried"], found["gaps"], flush=True)
+            got = record["trained"][row.name] = run(row, a.seeds, a.passes, data)
+            print(row.name, got["lr"], got["tried"], got["gaps"], flush=True)
             path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return 0
