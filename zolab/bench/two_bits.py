@@ -87,9 +87,11 @@ class Data:
     def load(cls) -> Data:
         model, tokenizer = zolab.load_model("tiny")
         whole = texts(tokenizer, [s.text for s in splits(test=1).transfer])
-        parts = [some(whole, part) for part in (CALIBRATE, VALIDATE, HELD)]
-        base = {k: nats(model, p) for k, p in zip("vh", parts[1:], strict=True)}
-        return cls(*parts, base)
+        calibrate, validate, held = (
+            some(whole, part) for part in (CALIBRATE, VALIDATE, HELD)
+        )
+        base = {"v": nats(model, validate), "h": nats(model, held)}
+        return cls(calibrate, validate, held, base)
 
     def batch(self, seed: int, step: int, size: int = 8) -> Texts:
         g = torch.Generator().manual_seed(1_000_003 * seed + step)
