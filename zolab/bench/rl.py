@@ -1,14 +1,16 @@
 """Learning to sort with GRPO: our loop and TRL's trainer, side by side.
 
-    python -m venv trl; trl/bin/pip install trl
+    python -m venv trl; trl/bin/pip install trl numba safetensors
     python -m zolab.bench rl [--seeds 5] [--updates 30] [--peers trl/bin/python]
 
 Both start from the same base, see the same prompts in the same order, draw 8 answers to
 each of 32 an update at temperature 1, and step with the same AdamW, warm-up, clipping
-and loss. A run is a process of its own on one thread. Measured are the CPU seconds of
-an update (of that thread: a busy machine slows both), the peak of the process from the
-first update on, and, by one evaluator in this process, the answers to held-out prompts.
-Runs of the two alternate. `rollouts` times our sampler and `generate` in turn.
+and loss. A run is a process of its own on one thread, and of the same interpreter: what
+else is installed there (hqq makes transformers load torch's compiler, 110 MB) is the
+same for both. Measured are the CPU seconds of an update (of that thread: a busy machine
+slows both), the peak of the process from the first update on, and, by one evaluator in
+this process, the answers to held-out prompts. Runs of the two alternate. `rollouts`
+times our sampler and `generate` in turn.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +178,7 @@ def theirs(seed: int, updates: int) -> tuple[Any, Watch, list[float]]:
 
 
 LOOPS = {"ours": ours, "trl": theirs}
+PACKAGES = {"ours": ("torch", "transformers"), "trl": ("torch", "transformers", "trl")}
 
 
 def child(name: str, seed: int, updates: int, path: str) -> dict[str, Any]:
@@ -196,6 +200,7 @@ def child(name: str, seed: int, updates: int, path: str) -> dict[str, Any]:
         "peak_mb": watch.peak(),
         "rewards": rewards,
         "load": round(os.getloadavg()[0], 2),
+        "versions": {p: version(p) for p in PACKAGES[name]},
     }
 
 
@@ -309,8 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         rows["trl"] = []
     for seed in range(a.seeds):
         for name in list(rows)[:: -1 if seed % 2 else 1]:
-            python = sys.executable if name == "ours" else a.peers
-            row = run(python, name, seed, a.updates)
+            row = run(a.peers or sys.executable, name, seed, a.updates)
             if "missing" in row:
                 print(f"  {a.peers}: no module {row['missing']} there")
                 return 1
