@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -97,3 +98,12 @@ def test_what_is_recorded_is_not_measured_again(data, monkeypatch, tmp_path):
     record = json.loads((tmp_path / two_bits.PATH).read_text("utf-8"))
     assert set(record["trained"]) == {"zeroqat", "qat light"}
     assert record["perplexity"] > 1
+
+
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="here it is installed")
+def test_without_torchao_its_row_says_so(data, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(two_bits.Data, "load", classmethod(lambda cls: data))
+    assert two_bits.main(["--out", str(tmp_path), "--only", "torchao qat"]) == 0
+    assert "torchao is not installed" in capsys.readouterr().out
+    record = json.loads((tmp_path / two_bits.PATH).read_text("utf-8"))
+    assert record["trained"] == {}

@@ -10,8 +10,9 @@ has three lr to choose from, with one seed; then come other seeds.
 
 The rows that train: ZeroQAT light and of everything, from the clip search; the light
 parameters by AdamW, from the clip search and from GPTQ's codes; and AdamW on all
-weights of a model that nothing rounds: how much of a gain may be fine-tuning. Last,
-ZeroQAT light with six times the passes, at the lr that it chose.
+weights of a model that nothing rounds: how much of a gain may be fine-tuning. Then
+ZeroQAT light with six times the passes, at the lr that it chose. Last, where torchao is
+installed, its QAT: all weights of the same linears, by AdamW, its own rounding.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ ROWS = (
     Row("qat light on gptq", False, "gptq", LRS),
     Row("zeroqat", True, "all", LRS, 1e-2),
     Row("zeroqat light, six times", True, "light", (1e-2,), times=6),
+    Row("torchao qat", False, "torchao", LRS, 3e-2),
 )
 
 
@@ -117,6 +120,8 @@ def train(row: Row, lr: float, seed: int, passes: int, data: Data) -> Any:
     steps = passes // (2 if row.forward else 3)
     if row.start == "gptq":
         model = lighten(after("gptq", row.bits or 2, data))
+    elif row.start == "torchao":
+        model = _torchao()
     else:
         model = fake_quantize(
             zolab.load_model("tiny")[0],
@@ -130,6 +135,22 @@ def train(row: Row, lr: float, seed: int, passes: int, data: Data) -> Any:
     for k in range(steps):
         if not math.isfinite(step(data.batch(seed, k), 1 - k / steps)):
             return None
+    return model
+
+
+def _torchao() -> Any:
+    """The model with torchao's fake quantization of the same weights to two bits."""
+    from torchao.quantization import quantize_
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig
+
+    model = zolab.load_model("tiny")[0]
+    head = model.get_output_embeddings()
+    kind = IntxFakeQuantizeConfig(torch.int2, group_size=64, is_symmetric=False)
+    quantize_(
+        model,
+        QATConfig(weight_config=kind, step="prepare"),
+        lambda m, _: isinstance(m, torch.nn.Linear) and m is not head,
+    )
     return model
 
 
@@ -207,7 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name} {bits} bits: {found[0]:+.4f} +- {found[1]:.4f}", flush=True)
         path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     for row in ROWS:
-        if row.name in a.only and row.name not in record["trained"]:
+        if row.start == "torchao" and not find_spec("torchao"):
+            print(f"{row.name}: torchao is not installed")
+        elif row.name in a.only and row.name not in record["trained"]:
             got = record["trained"][row.name] = run(row, a.seeds, a.passes, data)
             print(row.name, got["lr"], got["tried"], got["gaps"], flush=True)
             path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
