@@ -145,7 +145,8 @@ def _torchao() -> Any:
 
     model = zolab.load_model("tiny")[0]
     head = model.get_output_embeddings()
-    kind = IntxFakeQuantizeConfig(torch.int2, group_size=64, is_symmetric=False)
+    two = torch.int2  # type: ignore[attr-defined]  # torch's stubs do not list it
+    kind = IntxFakeQuantizeConfig(two, group_size=64, is_symmetric=False)
     quantize_(
         model,
         QATConfig(weight_config=kind, step="prepare"),
