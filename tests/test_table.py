@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -192,6 +193,20 @@ def test_the_value_is_chosen_on_validation(tmp_path):
     assert {
         len(PLANS[m].grid(row)) for m in PLANS for row in ROWS if ROWS[row].knob
     } == {3}, "equal budgets"
+
+
+def test_another_grid_runs_what_it_lacks(tmp_path, monkeypatch):
+    """A grid that is moved, since the best stood at its edge, keeps what was run."""
+    old = table_of(tmp_path, Fake(best=0)).fill(["mezo"])
+    plan = PLANS["tiny"]
+    moved = replace(plan, rates=plan.rates | {"mezo": (3e-5, 1e-4, 3e-4)})
+    monkeypatch.setitem(PLANS, "tiny", moved)
+    fake = Fake(best=0)
+    found = table_of(tmp_path, fake).fill(["mezo"])
+    assert found["grids"]["mezo"] == moved.rates["mezo"] != old["grids"]["mezo"]
+    assert [job.value for what, job in fake.made] == [3e-5, 1e-4, 3e-5, 3e-5]
+    assert old["chosen"]["mezo"] == 3e-4 and found["chosen"]["mezo"] == 3e-5
+    assert old["runs"].keys() < found["runs"].keys()
 
 
 def test_what_was_finished_is_not_run_again(tmp_path):

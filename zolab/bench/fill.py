@@ -219,17 +219,18 @@ def name_of(job: Job) -> str:
 def _start(path: Path, base: Job, item: str, rows: Mapping[str, Row]) -> dict[str, Any]:
     """The file's record, when it has this setting, else a new one."""
     setting = {k: v for k, v in asdict(base).items() if k in SETTING}
+    plan = plan_of(base.model)
+    grids = {row: plan.grid(row) for row in rows}
     if path.exists():
         record = json.loads(path.read_text("utf-8"))
         if record["asked"] == setting:
-            return record
-    plan = plan_of(base.model)
+            return record | {"grids": grids}  # what an older grid ran stays among runs
     return {
         "item": item,
         "asked": setting,
         "setting": setting | {"words": plan.words, "batch": plan.batch},
         **_where(base, item),
-        "grids": {row: plan.grid(row) for row in rows},
+        "grids": grids,
         "costs": {},
         "runs": {},
         "chosen": {},
