@@ -12,6 +12,7 @@ from zolab.bench import (
     forward_rl,
     giant,
     grid,
+    gym,
     journal,
     memory,
     methods,
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     # with options of their own
     own = {"methods": methods, "suggestion": suggestion, "table": table, "grid": grid}
     own |= {"estimators": estimators, "peak": peak, "quantized": quantized, "rl": rl}
-    own |= {"forward_rl": forward_rl, "two_bits": two_bits}
+    own |= {"forward_rl": forward_rl, "two_bits": two_bits, "gym": gym}
     if argv and argv[0] in own:
         return own[argv[0]].main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m zolab.bench", description=__doc__)
