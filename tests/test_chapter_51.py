@@ -112,3 +112,40 @@ def test_a_coin_selects_nothing():
     better = lab.mean_se([g + 0.3 for g in gains], 60)
     assert judge(name, *better) == claims.SAME
     assert judge("51-coin", *better) == claims.OPPOSITE
+
+
+@pytest.fixture(scope="module")
+def sums():
+    """What (updates, greedy, pass@1, pass@8) grew by, a seed a row, of each way."""
+    rows = lab.recorded("bench-gym-cpu-smollm2-135m")["rows"]
+    points = {k: [r["points"] for r in v.values()] for k, v in rows.items()}
+    return {
+        k: torch.tensor([[b - a for a, b in zip(p[0], p[-1], strict=True)] for p in v])
+        for k, v in points.items()
+    }
+
+
+def test_neither_coins_nor_nothing_learn_sums(sums):
+    coins, stood = sums["luck"][:, 2].tolist(), sums["published"][:, 1].tolist()
+    assert judge("51-sums", *lab.mean_se(coins, 90)) != claims.SAME
+    assert judge("51-sums-coin", *lab.mean_se([0.0], 90)) == claims.NOT_SEEN
+    assert judge("51-sums-es", *lab.mean_se(stood, 90)) == claims.NOT_SEEN
+    assert judge("51-sums-es", *lab.mean_se([0.3], 90)) == claims.SAME
+
+
+def test_the_record_of_sums_is_whole(sums):
+    record = lab.recorded("bench-gym-cpu-smollm2-135m")
+    assert record["asked"] == {
+        "updates": 30,
+        "prompts": 8,
+        "digits": 1,
+        "held_out": 90,
+    }
+    assert not record["changed"] and len(sums["grpo"]) == 3
+    for row in record["rows"].values():
+        for run in row.values():
+            assert [p[0] for p in run["points"]] == [0, 10, 20, 30]
+            assert len(run["rewards"]) == 30
+    eighths = [8 * x for x in record["rows"]["published"]["0"]["rewards"]]
+    alike = [x for x in eighths if abs(x - round(x)) < 1e-9]
+    assert len(alike) == 21  # updates whose mean is a whole number of sums
