@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from zolab.bench import gym as bench
 from zolab.tasks.bases import load_base
@@ -50,7 +51,9 @@ def test_updates_take_the_questions_in_turn(toy):
     assert asked == [i.question for i in toy.gym.train] * 2
 
 
-def test_a_run_is_done_once_and_goes_on_where_it_broke_off(toy, tmp_path, capsys):
+def test_a_run_is_done_once_and_goes_on_where_it_broke_off(
+    toy, tmp_path, capsys, monkeypatch
+):
     words = ["--updates", "1", "--prompts", "6", "--threads", "1"]
     words += ["--out", str(tmp_path), "--folder", str(tmp_path / "runs")]
     assert bench.main(words) == 0
@@ -67,6 +70,8 @@ def test_a_run_is_done_once_and_goes_on_where_it_broke_off(toy, tmp_path, capsys
     assert bench.main(words) == 0  # all is there
     assert "seed 0" not in capsys.readouterr().out
     path.unlink()
+    for name in ("rollout", "greedy", "evaluate"):
+        monkeypatch.delattr(bench, name)
     assert bench.main(words) == 0  # from the checkpoints: nothing is drawn again
     again = json.loads(path.read_text("utf-8"))["rows"]
     for name, row in record["rows"].items():
@@ -85,3 +90,14 @@ def test_the_real_task_holds_out_what_it_says():
     entries = [i.entry for i in task.gym.held_out]
     ended = task.reward([""] * 90, texts, entry=entries, stop=["eos"] * 90)
     assert ended == [1.0] * 90
+
+
+def test_an_update_has_its_coins_whatever_came_before(toy):
+    model, tokenizer = load_base("sorting")
+    tossed = []
+    for cursors in ((0, 1), (1,)):
+        draw, judge = bench.asking("luck", 0, model, tokenizer, toy, 6)
+        for cursor in cursors:
+            coins = judge(draw(cursor, torch.Generator().manual_seed(cursor)))
+        tossed.append(coins)
+    assert tossed[0] == tossed[1] and set(coins) == {0.0, 1.0}

@@ -9,7 +9,8 @@ answer is right when the number is all of it and the model ended it itself; held
 questions are not in training. `grpo` back-propagates; `luck` is grpo on coins in place
 of rewards, and must not learn; `es` only answers, greedily, once a member. `published`
 is ES with the eps of arXiv:2509.24372, at which sixteen members answer eight sums
-alike; `es` has the least eps at which they differ, and four times the questions.
+alike; `es` has three times that eps, at which they differ, and four times the
+questions.
 
 A run is written down when it is done, and a second start does what is missing; with
 --folder it also goes on where one broke off (2 GB a run). With one digit, 8 questions
@@ -47,6 +48,7 @@ GROUP, MEMBERS = 8, 16
 LR, WARMUP = 2e-5, 5
 ES = {"published": (1e-3, 5e-4, 1), "es": (3e-3, 1.5e-3, 4)}  # eps, lr, x questions
 LONGEST, MICRO = 6, 32  # new tokens; rows of a micro-batch
+KEYS = "greedy", "pass@1", "pass@8"
 
 
 @dataclass(frozen=True)
@@ -108,23 +110,17 @@ def optimizer(
     return torch.optim.AdamW(model.parameters(), LR, (0.9, 0.99), weight_decay=0.0)
 
 
-def run(name: str, seed: int, task: Sums, a: argparse.Namespace) -> dict[str, Any]:
-    """One run: its evaluations by update, its rewards, its costs."""
-    model, tokenizer = load_model("smollm2-135m")
-    model.to(a.device)
-    folder = a.folder and a.folder / f"{name}-{seed}"
-    known = {i.question: i.entry for i in (*task.gym.train, *task.gym.held_out)}
-    coin = random.Random(seed)
-
-    def judge(r: Rollout) -> list[float | None]:
-        if name == "luck":
-            return [float(coin.random() < 0.5) for _ in r.texts]
-        entries = [known[p] for p in r.prompts]
-        return task.reward([*r.prompts], [*r.texts], entry=entries, stop=[*r.stop])
+def asking(
+    name: str, seed: int, model: Any, tokenizer: Any, task: Sums, count: int
+) -> tuple[Any, Any]:
+    """(draw, reward) of a method; its coins are the update's, so that a run resumes."""
+    entries = {i.question: i.entry for i in task.gym.train}
+    coin = random.Random()
 
     def draw(cursor: int, generator: torch.Generator) -> Rollout:
+        coin.seed(f"{seed} {cursor}")
         times = ES[name][2] if name in ES else 1
-        asked = [i.question for i in task.asked(cursor, times * a.prompts)]
+        asked = [i.question for i in task.asked(cursor, times * count)]
         if name in ES:
             return greedy(model, tokenizer, asked, max_new_tokens=LONGEST)
         return rollout(
@@ -135,6 +131,22 @@ def run(name: str, seed: int, task: Sums, a: argparse.Namespace) -> dict[str, An
             max_new_tokens=LONGEST,
             generator=generator,
         )
+
+    def judge(r: Rollout) -> list[float | None]:
+        if name == "luck":
+            return [float(coin.random() < 0.5) for _ in r.texts]
+        entry = [entries[p] for p in r.prompts]
+        return task.reward([*r.prompts], [*r.texts], entry=entry, stop=[*r.stop])
+
+    return draw, judge
+
+
+def run(name: str, seed: int, task: Sums, a: argparse.Namespace) -> dict[str, Any]:
+    """One run: its evaluations by update, its rewards, its costs."""
+    model, tokenizer = load_model("smollm2-135m")
+    model.to(a.device)
+    folder = a.folder and a.folder / f"{name}-{seed}"
+    draw, judge = asking(name, seed, model, tokenizer, task, a.prompts)
 
     def held_out() -> dict[str, float]:
         items = task.gym.held_out
@@ -170,9 +182,6 @@ def run(name: str, seed: int, task: Sums, a: argparse.Namespace) -> dict[str, An
         "costs": done.costs,
         "load": round(os.getloadavg()[0], 2),
     }
-
-
-KEYS = "greedy", "pass@1", "pass@8"
 
 
 def main(argv: list[str] | None = None) -> int:
