@@ -7,6 +7,7 @@ from test_streamed import Net, loss_of, resident, run
 
 import zolab
 from zolab import MeZO, Streamed
+from zolab.bench.streamed import idle
 from zolab.lab import claims
 from zolab.storage.disk import Disk
 from zolab.storage.ram import Ram
@@ -54,11 +55,11 @@ def test_one_probe_a_pass_reads_twice(together, holds):
     model = Net()
     opt = MeZO(model, lr=1e-2, engine=engine)
     opt.step(loss_of(model))
-    engine.window.drain()
+    idle(engine)
     before = sum(store.sent.values())
     for _ in range(3):
         opt.step(loss_of(model))
-    engine.window.drain()
+    idle(engine)
     size = sum(s.nbytes for s in engine.sizes)
     moved = (sum(store.sent.values()) - before) / 3 / size
     assert (judge("disk-bytes-a-step", moved / 2) == claims.HOLDS) is holds

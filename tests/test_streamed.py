@@ -24,6 +24,7 @@ from zolab import (
     Streamed,
     ZOOptimizer,
 )
+from zolab.bench.streamed import idle
 from zolab.engines.blocks import blocks_of
 from zolab.engines.footprint import parse_bytes
 from zolab.errors import BaseChangedError, BudgetError, NonFiniteLossError, StoreError
@@ -232,11 +233,11 @@ def test_a_block_is_loaded_once_a_step_for_all_probes():
         model = Net()
         opt = MeZO(model, lr=1e-2, num_queries=4, engine=engine)
         opt.step(loss_of(model))
-        engine.window.drain()
+        idle(engine)
         before = dict(store.sent)
         for _ in range(4):
             opt.step(loss_of(model))
-        engine.window.drain()
+        idle(engine)
         size = sum(s.nbytes for s in engine.sizes)
         assert store.sent["up"] - before["up"] == 4 * size
         assert store.sent["down"] - before["down"] == 4 // m * size

@@ -15,6 +15,7 @@ from torch import nn
 
 import zolab
 from zolab import FZOO, SPSA, MeZO, Momentum, Resident, Streamed, ZOOptimizer, storage
+from zolab.bench.streamed import idle
 from zolab.engines.mode import is_vector
 from zolab.engines.readonly import ReadOnly
 from zolab.errors import BudgetError, JournalError, SpaceError, StoreError
@@ -298,9 +299,11 @@ def test_nothing_goes_down_and_each_block_comes_up_once():
     model = Net()
     opt = start(model, streamed(store=store), num_queries=4)
     opt.step(loss_of(model))
+    idle(opt.engine)
     before = dict(store.sent)
     for _ in range(4):
         opt.step(loss_of(model))
+    idle(opt.engine)
     size = sum(s.nbytes for s in opt.engine.sizes)
     assert store.sent["up"] - before["up"] == 4 * size
     assert store.sent["down"] == 0 and sum(s.moving for s in opt.engine.sizes) == 0

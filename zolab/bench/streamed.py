@@ -52,6 +52,12 @@ def run(setting: Setting) -> list[Line]:
     return lines
 
 
+def idle(engine: Streamed) -> None:
+    """Wait for both lanes. A step ends with a load under way, which counts or not."""
+    for lane in engine.window.lanes.values():
+        lane.submit(int).result()
+
+
 def throttled(setting: Setting, factor: float) -> list[Line]:
     """The step where the link needs `factor` times what the step computes."""
     compute = resident(setting)
@@ -62,12 +68,14 @@ def throttled(setting: Setting, factor: float) -> list[Line]:
     size = sum(s.nbytes for s in engine.sizes)
     store.rate = size / (factor * seconds)
     step()
+    idle(engine)
     before = dict(store.sent)
     pairs = []
     for i in range(setting.repeats):
         order = (compute, step) if i % 2 else (step, compute)
         found = {job: timed(job, "cpu")[0] for job in order}
         pairs.append((found[step], found[compute]))
+    idle(engine)
     transfer = size / store.rate
     up = (store.sent["up"] - before["up"]) / (size * setting.repeats)
     where = f", transfer {factor:g} x compute"
@@ -92,7 +100,7 @@ def on_disk(setting: Setting, path: Path) -> list[Line]:
         order = (compute, step) if i % 2 else (step, compute)
         found = {job: timed(job, "cpu")[0] for job in order}
         ratios.append(found[step] / found[compute])
-    engine.window.drain()
+    idle(engine)
     out = torch.empty(max(s.nbytes for s in engine.sizes), dtype=torch.uint8)
     view = memoryview(out.numpy())  # type: ignore[arg-type]
 
