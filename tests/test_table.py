@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from zolab.bench.adapters import Prefix, lora
 from zolab.bench.fill import RunError, Table
 from zolab.bench.fits import InContext, held_out, last_states, right_ones, score
 from zolab.bench.judge import measure, run
-from zolab.bench.rows import PLANS, ROWS, TRAINED, Job
+from zolab.bench.rows import GRID, PLANS, ROWS, TRAINED, Job
 from zolab.tasks import Sentiment, f1_of, loss, splits
 from zolab.tasks.sentiment import margins
 
@@ -264,6 +265,15 @@ def test_a_child_says_what_went_wrong(monkeypatch):
     monkeypatch.setattr(fill.subprocess, "run", failed)
     with pytest.raises(RunError, match="mezo 0 seed 0: ValueError: no memory"):
         fill.child("run", Job("mezo", "tiny"))
+
+
+def test_without_a_library_its_row_fails_and_the_others_go_on(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    base = Job(**vars(SMALL) | {"steps": 2})
+    table = Table(tmp_path / "t.json", base, 1, rows=GRID, item="grid", timer="qzo")
+    record = table.fill(["adam4", "bias"])
+    assert set(record["chosen"]) == {"bias"}
+    assert "torchao" in record["failed"]["adam4 tune 0.0003 seed 100"]
 
 
 def test_a_child_answers_like_this_process():

@@ -18,12 +18,13 @@ from zolab.storage.packed import pack_tensor, values
 pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = vars(SMALL) | {"steps": 2, "train": 40, "dev": 8, "held_out": 12}
 NEW = [row for row in GRID if row not in ROWS]
+NEEDS = {"adam8": "bitsandbytes", "adam4": "torchao"}
 
 
 @pytest.mark.parametrize("row", NEW)
 def test_every_row_is_fitted_and_judged(row):
-    if row == "adam8":
-        pytest.importorskip("bitsandbytes")
+    if row in NEEDS:
+        pytest.importorskip(NEEDS[row])
     job = Job(**TINY | {"row": row, "value": PLANS["tiny"].grid(row)[1]})
     found = run(job)
     assert found["score"]["n"] == 12 and found["ended"] is None

@@ -51,7 +51,10 @@ def child(what: str, job: Job) -> dict[str, Any]:
 
 def here(what: str, job: Job) -> dict[str, Any]:
     """Run or measure in this process: one at a time, without another start."""
-    return JOBS[what](job)
+    try:
+        return JOBS[what](job)
+    except ImportError as error:
+        raise RunError(f"{name_of(job)}: {error}") from error
 
 
 class Table:

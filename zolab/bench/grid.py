@@ -7,7 +7,8 @@ The protocol is that of `zolab.bench.table`: three values of the knob on validat
 five other seeds on held-out snippets. What has no backward pass takes 300 steps, what
 has one a tenth. The twins: AdamW on the scales of the same codes (the second phase of
 EfficientQAT, arXiv:2407.11062) of QZO, QLoRA (arXiv:2305.14314) and AdamW with states
-of 8 bits (arXiv:2110.02861) of what moves all weights.
+of 8 bits (arXiv:2110.02861, bitsandbytes) and of 4 (arXiv:2309.01507, torchao) of what
+moves all weights. A row whose library is not there is named, and the others go on.
 """
 
 from __future__ import annotations
@@ -38,9 +39,8 @@ def start(model: Any, row: Row, job: Job, ask: Objective) -> tuple[Any, Step]:
     """The model in its codec, and the step that moves it, as `judge.start`."""
     if row.codec and not zolab.packed_weights(model):  # a file's codes are left alone
         zolab.pack(model, row.codec)
-    first = {"adamw": _adamw, "adam8": _adam8, "steps": _steps, "qlora": _qlora}
-    if row.how in first:
-        return model, _backward(first[row.how](model, job), model, job, ask)
+    if row.how in FIRST:
+        return model, _backward(FIRST[row.how](model, job), model, job, ask)
     return model, _forward(_on_the_grid(model, row, job), model, job, ask)
 
 
@@ -78,7 +78,10 @@ def _backward(opt: Any, model: Any, job: Job, ask: Objective) -> Step:
     def step(batch: Batch, share: float) -> float:
         model.train()
         for group in opt.param_groups:
-            group["lr"] = share * job.value
+            if isinstance(group["lr"], Tensor):  # torchao compiles its step for one
+                group["lr"].fill_(share * job.value)
+            else:
+                group["lr"] = share * job.value
         opt.zero_grad()
         found = ask(model, batch)
         found.backward()
@@ -103,6 +106,12 @@ def _adam8(model: Any, job: Job) -> torch.optim.Optimizer:
     return bnb.optim.AdamW8bit(_moving(model), lr=job.value)
 
 
+def _adam4(model: Any, job: Job) -> torch.optim.Optimizer:
+    from torchao.optim import AdamW4bit
+
+    return AdamW4bit(_moving(model), lr=job.value)
+
+
 def _steps(model: Any, job: Job) -> torch.optim.Optimizer:
     """The scales, by their gradient; no decay, as in QZO."""
     for p in zolab.packed_weights(model).values():
@@ -113,6 +122,15 @@ def _steps(model: Any, job: Job) -> torch.optim.Optimizer:
 def _qlora(model: Any, job: Job) -> torch.optim.Optimizer:
     lora(model, seed=job.seed, targets=EVERY)
     return torch.optim.AdamW(_moving(model), lr=job.value)
+
+
+FIRST = {
+    "adamw": _adamw,
+    "adam8": _adam8,
+    "adam4": _adam4,
+    "steps": _steps,
+    "qlora": _qlora,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -123,7 +123,7 @@ Step = Callable[[Batch, float], float]
 
 def start(model: Any, row: Row, job: Job) -> tuple[Any, Step]:
     """What moves, and the step that moves it at `job.value` times a share."""
-    if row.codec or row.how in ("lean", "adam8") or row.options:
+    if row.codec or row.how in ("lean", "adam8", "adam4") or row.options:
         from zolab.bench import grid  # what chapter 14 does without
 
         return grid.start(model, row, job, OBJECTIVES[row.objective])

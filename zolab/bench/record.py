@@ -21,7 +21,7 @@ from zolab.bench.shapes import Setting
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 PACKAGES = (
     *("torch", "numpy", "numba", "triton", "transformers"),
-    *("peft", "bitsandbytes", "accelerate"),
+    *("peft", "bitsandbytes", "accelerate", "torchao"),
 )
 
 

@@ -46,7 +46,7 @@ ROWS = {
     "mezo-f1": Row("MeZO on F1", "mezo", "all", "f1", 3e-2, "lr", 4),
     "adamw": Row("AdamW", "adamw", knob="lr"),
 }
-FIRST_ORDER = ("adamw", "adam8", "steps", "qlora")
+FIRST_ORDER = ("adamw", "adam8", "adam4", "steps", "qlora")
 
 # The methods of chapter 42, each beside its twin that differentiates. A probe holds one
 # matrix decoded, a backward pass one block.
@@ -64,6 +64,7 @@ GRID = {
     ),
     "adam-lean": Row("AdamW, fp32", "adamw", knob="lr", options={"lean": True}),
     "adam8": Row("AdamW, 8-bit states", "adam8", knob="lr"),
+    "adam4": Row("AdamW, 4-bit states", "adam4", knob="lr"),
     "steps": Row("AdamW on scales, int4", "steps", knob="lr", codec="int4"),
     "qlora": Row("QLoRA, nf4", "qlora", knob="lr", codec="nf4"),
 }  # fmt: skip
@@ -116,6 +117,7 @@ PLANS = {
             "qzo-factors": (3e-3, 1e-2, 3e-2),
             "adam-lean": (3e-4, 1e-3, 3e-3),
             "adam8": (3e-4, 1e-3, 3e-3),
+            "adam4": (3e-4, 1e-3, 3e-3),
             "steps": (3e-4, 1e-3, 3e-3),
             "qlora": (1e-3, 3e-3, 1e-2),
         },
@@ -140,6 +142,7 @@ PLANS = {
             "qzo-factors": (1e-4, 1e-3, 1e-2),
             "adam-lean": (1e-5, 3e-5, 1e-4),
             "adam8": (1e-5, 3e-5, 1e-4),
+            "adam4": (1e-5, 3e-5, 1e-4),
             "steps": (1e-5, 1e-4, 1e-3),
             "qlora": (1e-4, 1e-3, 1e-2),
         },
