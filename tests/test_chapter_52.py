@@ -59,14 +59,8 @@ def test_the_right_temperature_moves_no_ratio():
         now = replace(d, temperature=temperature)
         with torch.no_grad():
             gone = (rl.token_logps(model, now).logps - d.logps).exp() - 1
-        each = [
-            float(gone[rows][d.mask[rows]].abs().mean())
-            for rows in torch.arange(len(d)).split(8)
-        ]
-        mean, se = lab.mean_se(each)
-        assert judge(
-            "52-temperature", mean - (verdict != claims.SAME) * 3 * se, se
-        ) == (verdict)
+        # by the margin: what rounding moves has a spread that is small beside it, too
+        assert judge("52-temperature", float(gone[d.mask].abs().mean())) == verdict
 
 
 def test_a_bug_is_above_the_tolerance_and_a_correct_trainer_below():
