@@ -6,13 +6,15 @@ The embedded model's 28 linears, groups of 64; embedding and head stay. What is 
 sees the same 250 texts, what is chosen 50 others, every number is of 200 more. A pass
 is a forward pass of 8 texts; a backward pass counts as 2: a step of ZeroQAT is 2 and
 one of back-propagation 3. GPTQ takes 32, the others that do not train none. Who trains
-has three lr to choose from, with one seed; then come other seeds.
+has four lr to choose from, with one seed; then come other seeds.
 
 The rows that train: ZeroQAT light and of everything, from the clip search; the light
 parameters by AdamW, from the clip search and from GPTQ's codes; and AdamW on all
-weights of a model that nothing rounds: how much of a gain may be fine-tuning. Then
-ZeroQAT light with six times the passes, at the lr that it chose. Last, where torchao is
-installed, its QAT: all weights of the same linears, by AdamW, its own rounding.
+weights of a model that nothing rounds: how much of a gain may be fine-tuning. So may
+what the light parameters gain at eight bits, which cost nothing. Then ZeroQAT light
+with six times the passes, at the lr that it chose; both light rows with weights and
+activations in four bits; and, where torchao is installed, its QAT: all weights of the
+same linears, by AdamW, its own rounding.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Row:
     """What trains: by forward passes or not, from which start, which lr are tried.
 
     `ratio` is the weights' lr over that of thresholds, scale and shift; `times` as many
-    passes as the others have.
+    passes as the others have; `activations` their bits.
     """
 
     name: str
@@ -63,9 +65,10 @@ class Row:
     ratio: float = 1.0
     bits: int | None = 2
     times: int = 1
+    activations: int | None = None
 
 
-LRS = (3e-3, 1e-2, 3e-2)
+LRS = (1e-3, 3e-3, 1e-2, 3e-2)
 ROWS = (
     Row("qat light", False, "light", LRS),
     Row("zeroqat light", True, "light", LRS),
@@ -73,6 +76,9 @@ ROWS = (
     Row("qat light on gptq", False, "gptq", LRS),
     Row("zeroqat", True, "all", LRS, 1e-2),
     Row("zeroqat light, six times", True, "light", (1e-2,), times=6),
+    Row("qat light, eight bits", False, "light", LRS, bits=8),
+    Row("zeroqat light, w4a4", True, "light", LRS, bits=4, activations=4),
+    Row("qat light, w4a4", False, "light", LRS, bits=4, activations=4),
     Row("torchao qat", False, "torchao", LRS, 3e-2),
 )
 
@@ -126,6 +132,7 @@ def train(row: Row, lr: float, seed: int, passes: int, data: Data) -> Any:
         model = fake_quantize(
             zolab.load_model("tiny")[0],
             row.bits,
+            activation_bits=row.activations,
             clip="search",
             transform=row.bits is not None,
         )
@@ -193,11 +200,12 @@ def run(row: Row, seeds: int, passes: int, data: Data) -> dict[str, Any]:
         model = train(row, lr, 100, passes, data)
         tried.append(math.inf if model is None else data.gap(model, "v")[0])
     lr = row.lrs[tried.index(min(tried)) if tried else 0]
-    gaps = []
+    gaps, start = [], data.gap(train(row, lr, 0, 0, data), "h")
     for seed in range(seeds):
         model = train(row, lr, seed, passes, data)
         gaps.append((math.inf, 0.0) if model is None else data.gap(model, "h"))
-    return {**asdict(row), "lr": lr, "tried": tried, "passes": passes, "gaps": gaps}
+    found = {"lr": lr, "tried": tried, "passes": passes, "began": start, "gaps": gaps}
+    return asdict(row) | found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if path.exists():
         record = json.loads(path.read_text("utf-8"))
     record |= machine("two_bits", Setting.of("cpu", None, [1], 1))
+    by = {k: record[k] for k in ("commit", "changed", "date", "versions")}
     record["command"] = f"python -m zolab.bench two_bits --passes {a.passes}"
     record["perplexity"] = math.exp(
         float(data.base["h"].sum()) / int((data.held["labels"][:, 1:] >= 0).sum())
@@ -232,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if row.start == "torchao" and not find_spec("torchao"):
             print(f"{row.name}: torchao is not installed")
         elif row.name in a.only and row.name not in record["trained"]:
-            got = record["trained"][row.name] = run(row, a.seeds, a.passes, data)
+            got = run(row, a.seeds, a.passes, data) | {"by": by}
+            record["trained"][row.name] = got
             print(row.name, got["lr"], got["tried"], got["gaps"], flush=True)
             path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
