@@ -229,7 +229,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     record["perplexity"] = math.exp(
         float(data.base["h"].sum()) / int((data.held["labels"][:, 1:] >= 0).sum())
     )
-    for name in AFTER if "after" in a.only else ():
+    here = [n for n in AFTER if n != "hqq" or find_spec("hqq")]
+    if "after" in a.only and len(here) < len(AFTER):
+        print("hqq: hqq is not installed")
+    for name in here if "after" in a.only else ():
         if name in record["after"]:
             continue
         for bits in (2, 3, 4):
