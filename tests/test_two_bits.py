@@ -119,3 +119,14 @@ def test_without_torchao_its_row_says_so(data, monkeypatch, tmp_path, capsys):
     assert "torchao is not installed" in capsys.readouterr().out
     record = json.loads((tmp_path / two_bits.PATH).read_text("utf-8"))
     assert record["trained"] == {}
+
+
+def test_without_hqq_the_others_go_on(data, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(two_bits.Data, "load", classmethod(lambda cls: data))
+    monkeypatch.setattr(two_bits.Data, "gap", lambda *_: (0.1, 0.01))
+    monkeypatch.setattr(two_bits, "after", lambda *_: None)
+    monkeypatch.setattr(two_bits, "find_spec", lambda name: None)
+    assert two_bits.main(["--out", str(tmp_path), "--only", "after"]) == 0
+    assert "hqq is not installed" in capsys.readouterr().out
+    record = json.loads((tmp_path / two_bits.PATH).read_text("utf-8"))
+    assert set(record["after"]) == {"nearest", "clip", "gptq", "gptq clip"}
