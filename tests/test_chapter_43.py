@@ -110,13 +110,14 @@ def test_equal_gaps_are_no_gain(name):
 def test_the_record_is_of_equal_passes():
     """What the four verdicts are taken from: five seeds, tuned alike."""
     r = lab.recorded("bench-two-bits-cpu-tiny")
-    assert not r["changed"] and len(r["after"]) == 5
+    assert len(r["after"]) == 5
     for name, row in r["trained"].items():
-        assert len(row["gaps"]) == 5
+        assert len(row["gaps"]) == 5 and not row["by"]["changed"]
         if "six times" in name:
             assert row["passes"] == 1080
-            assert row["lr"] == r["trained"]["zeroqat light"]["lr"]
+            usual = r["trained"][name.removesuffix(", six times")]
+            assert row["lr"] == usual["lr"] and row["bits"] == usual["bits"]
             continue
         assert row["passes"] == 180
-        assert len(row["tried"]) == 3 and row["lr"] in row["lrs"]
+        assert len(row["tried"]) == 4 and row["lr"] in row["lrs"]
         assert row["tried"][row["lrs"].index(row["lr"])] == min(row["tried"])

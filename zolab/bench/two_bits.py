@@ -12,9 +12,9 @@ The rows that train: ZeroQAT light and of everything, from the clip search; the 
 parameters by AdamW, from the clip search and from GPTQ's codes; and AdamW on all
 weights of a model that nothing rounds: how much of a gain may be fine-tuning. So may
 what the light parameters gain at eight bits, which cost nothing. Then ZeroQAT light
-with six times the passes, at the lr that it chose; both light rows with weights and
-activations in four bits; and, where torchao is installed, its QAT: all weights of the
-same linears, by AdamW, its own rounding.
+with six times the passes, at the lr that it chose; all three light rows with weights
+and activations in four bits; and, where torchao is installed, its QAT: all weights of
+the same linears, by AdamW, its own rounding.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ ROWS = (
     Row("zeroqat light, six times", True, "light", (1e-2,), times=6),
     Row("qat light, eight bits", False, "light", LRS, bits=8),
     Row("zeroqat light, w4a4", True, "light", LOWER, bits=4, activations=4),
+    Row("zeroqat light, w4a4, six times", True, "light", (1e-3,), 1.0, 4, 6, 4),
     Row("qat light, w4a4", False, "light", LRS, bits=4, activations=4),
     Row("torchao qat", False, "torchao", LRS, 3e-2),
 )
