@@ -244,6 +244,16 @@ def test_a_failed_run_leaves_its_row_out_and_is_tried_again(tmp_path):
     assert set(record["chosen"]) == {"bias", "adamw"} and record["failed"] == {}
 
 
+def test_costs_alone_are_measured_and_a_fit_goes_on_from_them(tmp_path):
+    fake = Fake()
+    record = table_of(tmp_path, fake).fill(["bias", "adamw"], fit=False)
+    assert set(record["costs"]) == {"bias", "adamw"} and record["date"]
+    assert record["runs"] == record["chosen"] == {} and len(fake.made) == 2
+    again = Fake()
+    assert set(table_of(tmp_path, again).fill(["bias"])["chosen"]) == {"bias"}
+    assert {what for what, _ in again.made} == {"run"}, "what a record has is kept"
+
+
 def test_steps_are_cut_to_what_the_minutes_allow(tmp_path):
     long = Job(**vars(SMALL) | {"steps": 1000})
     cut = Table(tmp_path / "a.json", long, 2, workers=4, run=Fake(seconds=1.0))

@@ -79,17 +79,21 @@ class Table:
         self.plan = plan_of(base.model)
         self.base = replace(base, steps=self.record["setting"]["steps"])
 
-    def fill(self, rows: Sequence[str], minutes: float | None = None) -> dict[str, Any]:
-        """Measure, tune and judge the rows; returns the record.
+    def fill(
+        self, rows: Sequence[str], minutes: float | None = None, *, fit: bool = True
+    ) -> dict[str, Any]:
+        """Measure, tune and judge the rows, or without `fit` measure; the record.
 
         A run that fails is named in record["failed"] and its row is left out; called
         again, it is tried again.
         """
-        began, had = time.monotonic(), len(self.record["runs"])
+        began, had = time.monotonic(), self._size()
         self.record["failed"] = {}
-        total = len(rows) + sum(map(self._runs, rows))
+        fitted = rows if fit else ()
+        total = len(rows) + sum(map(self._runs, fitted))
         with tqdm(total=total, unit="run", disable=None) as bar:
             self._go("measure", {row: self._middle(row) for row in rows}, bar, 1)
+            rows = fitted
             if minutes is not None:
                 self._cut(rows, 60 * SAFE * minutes - (time.monotonic() - began))
             self._go("run", self._tuning(rows), bar)
@@ -97,10 +101,13 @@ class Table:
                 if set(self._tuning([row])) <= self.record["runs"].keys():
                     self.record["chosen"][row] = self._best(row)
             self._go("run", self._judging(rows), bar)
-        if len(self.record["runs"]) > had:
+        if self._size() > had:
             self.record |= _where(self.base, self.item)
         self._write()
         return self.record
+
+    def _size(self) -> int:
+        return len(self.record["runs"]) + len(self.record["costs"])
 
     def _tuning(self, rows: Sequence[str]) -> dict[str, Job]:
         """A run a value on validation, where there is something to choose."""

@@ -1,7 +1,7 @@
 """Accuracy against bytes: methods that learn on the grid, each beside its twin.
 
     python -m zolab.bench grid [--model smollm2-135m] [--device cuda] [--minutes 25]
-        [--seeds 5] [--steps N] [--only qzo steps] [--workers 8] [--out DIR]
+        [--seeds 5] [--steps N] [--only qzo steps] [--costs] [--workers 8] [--out DIR]
 
 The protocol is that of `zolab.bench.table`: three values of the knob on validation,
 five other seeds on held-out snippets. What has no backward pass takes 300 steps, what

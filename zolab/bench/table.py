@@ -106,6 +106,7 @@ def command(
     parser.add_argument("--train", type=int, default=1000, help="sentences")
     parser.add_argument("--held-out", type=int, default=1000, help="snippets")
     parser.add_argument("--only", nargs="+", choices=list(rows), default=[*rows])
+    parser.add_argument("--costs", action="store_true", help="measure, fit nothing")
     parser.add_argument("--workers", type=int, help="default: 8 on a GPU, else 1")
     parser.add_argument("--out", type=Path, default=RESULTS)
     a = parser.parse_args(argv)
@@ -127,10 +128,13 @@ def command(
         rows=rows,
         timer=timer,
     )
-    record = table.fill(a.only, a.minutes or (25.0 if cuda else None))
+    minutes = a.minutes or (25.0 if cuda else None)
+    record = table.fill(a.only, minutes, fit=not a.costs)
     for name, error in record["failed"].items():
         print(f"  failed: {name}: {error}")
-    for row in [row for row in a.only if judged(record, row)]:
+    for row in [row for row in a.only if row in record["costs"] and a.costs]:
+        print(f"  {rows[row].label:21} {record['costs'][row]['peak_mb']:6.0f} MB")
+    for row in [row for row in a.only if judged(record, row) and not a.costs]:
         scores = [run["score"]["accuracy"] for run in judged(record, row)]
         print(
             f"  {rows[row].label:21} {min(scores):.3f} to {max(scores):.3f}, "
