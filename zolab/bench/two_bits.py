@@ -70,6 +70,7 @@ class Row:
 
 LRS = (1e-3, 3e-3, 1e-2, 3e-2)
 LOWER = (3e-4, 1e-3, 3e-3, 1e-2)  # the lowest of LRS had been its best
+FOUR = {"bits": 4, "activations": 4}
 ROWS = (
     Row("qat light", False, "light", LRS),
     Row("zeroqat light", True, "light", LRS),
@@ -78,9 +79,9 @@ ROWS = (
     Row("zeroqat", True, "all", LRS, 1e-2),
     Row("zeroqat light, six times", True, "light", (1e-2,), times=6),
     Row("qat light, eight bits", False, "light", LRS, bits=8),
-    Row("zeroqat light, w4a4", True, "light", LOWER, bits=4, activations=4),
-    Row("zeroqat light, w4a4, six times", True, "light", (1e-3,), 1.0, 4, 6, 4),
-    Row("qat light, w4a4", False, "light", LRS, bits=4, activations=4),
+    Row("zeroqat light, w4a4", True, "light", LOWER, **FOUR),
+    Row("zeroqat light, w4a4, six times", True, "light", (1e-3,), times=6, **FOUR),
+    Row("qat light, w4a4", False, "light", LRS, **FOUR),
     Row("torchao qat", False, "torchao", LRS, 3e-2),
 )
 
