@@ -249,8 +249,12 @@ def test_costs_alone_are_measured_and_a_fit_goes_on_from_them(tmp_path):
     record = table_of(tmp_path, fake).fill(["bias", "adamw"], fit=False)
     assert set(record["costs"]) == {"bias", "adamw"} and record["date"]
     assert record["runs"] == record["chosen"] == {} and len(fake.made) == 2
+    assert table.said(record, "bias") == "-"
     again = Fake()
-    assert set(table_of(tmp_path, again).fill(["bias"])["chosen"]) == {"bias"}
+    record = table_of(tmp_path, again).fill(["bias"])
+    assert set(record["chosen"]) == {"bias"}
+    right = record["runs"]["bias 0 seed 0"]["score"]["accuracy"]
+    assert table.said(record, "bias").startswith(f"{right:.3f} ± 0.")
     assert {what for what, _ in again.made} == {"run"}, "what a record has is kept"
 
 

@@ -73,6 +73,14 @@ def mean(record: dict[str, Any], row: str) -> tuple[float, float]:
     return p, math.sqrt(seeds + p * (1 - p) / n)
 
 
+def said(record: dict[str, Any], row: str) -> str:
+    """A row's accuracy and three standard errors, or "-": costs alone were measured."""
+    if row not in record["chosen"]:
+        return "-"
+    p, se = mean(record, row)
+    return f"{p:.3f} ± {3 * se:.3f}"
+
+
 def ahead(record: dict[str, Any], row: str, other: str) -> tuple[float, float]:
     """By how much a row's accuracy is above another's, and the standard error.
 
