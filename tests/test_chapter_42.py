@@ -9,7 +9,7 @@ from torch import nn
 import zolab
 from zolab import lab
 from zolab.bench import table
-from zolab.bench.rows import ALL, GRID
+from zolab.bench.rows import ALL, GRID, GRID
 from zolab.families import Keys, Rounded
 from zolab.lab import claims
 from zolab.space import Space
@@ -145,6 +145,18 @@ def test_the_record_is_whole(record):
         tuned = {f"{row} tune {x:g} seed 100" for x in grid if ALL[row].knob}
         assert len(tuned) in (0, 3) and tuned <= record["runs"].keys()
         assert record["chosen"][row] in grid
+
+
+def test_the_record_of_smollm2_is_tuned_alike():
+    record = table.recorded("smollm2-135m", device="cpu", item="grid")
+    assert not record["changed"] and {"qzo", "steps", "bias"} < set(record["chosen"])
+    for row in record["chosen"]:
+        runs = table.judged(record, row)
+        assert len(runs) == (1 if row == "zero" else 3)
+        assert all(run["score"]["n"] == 500 for run in runs)
+        tuned = [f"{row} tune {x:g} seed 100" for x in record["grids"][row]]
+        assert not ALL[row].knob or set(tuned) <= record["runs"].keys()
+    assert set(GRID) - set(record["costs"]) == {"adam4"}  # not measured there
 
 
 def test_a_row_against_itself_is_not_ahead(record):
