@@ -9,7 +9,7 @@ from torch import nn
 import zolab
 from zolab import lab
 from zolab.bench import table
-from zolab.bench.rows import ALL, GRID, GRID
+from zolab.bench.rows import ALL, GRID
 from zolab.families import Keys, Rounded
 from zolab.lab import claims
 from zolab.space import Space
