@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-LOCAL = ("file", "data", "blob", "chrome", "about")
+# "chrome-untrusted": what the first, empty tab asks for
+LOCAL = ("file", "data", "blob", "chrome", "chrome-untrusted", "about")
 FLAGS = [
     "--headless=new",
     "--no-sandbox",
