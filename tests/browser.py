@@ -46,6 +46,9 @@ def chromium():
             options.add_argument(flag)
         service = webdriver.ChromeService(driver)
         browser = webdriver.Chrome(options=options, service=service)
+        # JupyterLab's current tab is the one in focus; headless windows may have none.
+        focus = "Emulation.setFocusEmulationEnabled"
+        browser.execute_cdp_cmd(focus, {"enabled": True})
         try:
             yield browser
         finally:
