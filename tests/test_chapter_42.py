@@ -9,7 +9,9 @@ from torch import nn
 import zolab
 from zolab import lab
 from zolab.bench import table
-from zolab.bench.rows import ALL, GRID
+from zolab.bench.judge import start
+from zolab.bench.ledger import ledger
+from zolab.bench.rows import ALL, GRID, PLANS, Job
 from zolab.families import Keys, Rounded
 from zolab.lab import claims
 from zolab.space import Space
@@ -175,6 +177,27 @@ def test_a_row_needs_the_memory_that_it_needs(record):
     peaks = {row: cost["peak_mb"] for row, cost in record["costs"].items()}
     assert judge("qzo-less-memory", peaks["steps"] / peaks["qzo"]) == claims.SAME
     assert judge("qzo-less-memory", peaks["qzo"] / peaks["qzo"]) == claims.NOT_SEEN
+
+
+@pytest.mark.parametrize(
+    "row, floats, longs", [("qzo", 1, 0), ("steps", 3, 0), ("adam4", 4, 2)]
+)
+def test_what_the_embedding_adds_to_a_peak(row, floats, longs):
+    """Copies of its size at the peak of a step: fp32, and torchao's indices."""
+    if row == "adam4":
+        pytest.importorskip("torchao")
+    model, tokenizer = zolab.load_model("tiny")
+    task = Sentiment(tokenizer, words=("down", "up"), max_tokens=24)
+    batch = next(task.batches(splits(train=40, dev=0, test=2).train, 16))
+    job = Job(row, "tiny", PLANS["tiny"].grid(row)[1])
+
+    def build():
+        _, step = start(copy.deepcopy(model), ALL[row], job)
+        return lambda: step(batch, 1.0)
+
+    n = model.get_input_embeddings().weight.numel()
+    blocks = ledger(build, device="cpu").blocks
+    assert (blocks[4 * n], blocks[8 * n]) == (floats, longs)
 
 
 def test_a_tight_clip_is_seen(base):
